@@ -96,11 +96,11 @@ def loops(
     return LOOPS[max(k for k in LOOPS if k <= ipc)]
 
 # %% ../nbs/00_config.ipynb #db0bc046
-PAPER = dict(dataset="cifar10", iterations=1000, batch_real=256, batch_net=256, width=128, n_nets=5, epochs=1000, full_epochs=200, n_test=0)
+PAPER = dict(dataset="cifar10", iterations=1000, batch_real=256, batch_net=256, width=128, depth=3, n_nets=5, epochs=1000, full_epochs=200, n_test=0)
 PRESETS = {
-    "smoke": dict(dataset="digits", iterations=2, outer=2, inner=1, batch_real=16, batch_net=64, width=8, n_nets=2, epochs=4, full_epochs=1, n_test=50),
-    "quick": dict(dataset="digits", iterations=20, outer=10, inner=5, batch_real=64, batch_net=256, width=32, n_nets=3, epochs=200, full_epochs=10, n_test=0),
-    "cifar": dict(dataset="cifar10", iterations=20, outer=10, inner=10, batch_real=64, batch_net=256, width=32, n_nets=3, epochs=300, full_epochs=5, n_test=1000),
+    "smoke": dict(dataset="digits", iterations=2, outer=2, inner=1, batch_real=16, batch_net=64, width=8, depth=2, n_nets=2, epochs=4, full_epochs=1, n_test=50),
+    "quick": dict(dataset="digits", iterations=20, outer=10, inner=5, batch_real=64, batch_net=256, width=32, depth=2, n_nets=3, epochs=200, full_epochs=10, n_test=0),
+    "cifar": dict(dataset="cifar10", iterations=20, outer=10, inner=10, batch_real=64, batch_net=256, width=32, depth=3, n_nets=3, epochs=300, full_epochs=5, n_test=1000),
     "paper": PAPER,
 }
 
@@ -143,7 +143,7 @@ class Experiment:
     aux:str=None                # OE: the auxiliary data set; "" is the data set's usual one
     model:str="convnet"         # convnet, mlp, lenet, alexnet, vgg11 or resnet18
     width:int=None              # channels of the ConvNet
-    depth:int=3                 # blocks of the ConvNet
+    depth:int=None              # blocks of the ConvNet
     norm:str="instance"         # none, batch, layer, instance or group
     act:str="relu"              # relu, leakyrelu or sigmoid
     pool:str="avg"              # avg, max or none

@@ -28,10 +28,8 @@ from tqdm import tqdm
 from .config import UserError, atomic_write, data_root, stream
 
 # %% ../nbs/01_data.ipynb #e86fe70c
-def channel_stats(
-    images, # uint8 (n, C, H, W)
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    "Mean and population standard deviation of each channel of `images/255`; a constant channel gets 1.0 as deviation."
+def channel_stats(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    "Mean and population standard deviation of each channel of uint8 `images`/255 (n, C, H, W); a constant channel gets 1.0 as deviation."
     levels, mean, std = torch.arange(256, dtype=torch.float64) / 255, [], []
     for c in range(images.shape[1]):
         counts = sum(torch.bincount(part[:, c].flatten(), minlength=256) for part in images.split(4096)).double()
@@ -141,22 +139,16 @@ def from_tensors(
     return Dataset(name, x, y, t, u, classes, *channel_stats(x), source or f"{name}: {len(x):,} training and {len(t):,} test images given as tensors")
 
 # %% ../nbs/01_data.ipynb #696611bf
-def to_channels(
-    images, # uint8 (n, 1 or 3, H, W)
-    c:int,  # 1 or 3
-) -> torch.Tensor:
-    "Grey images repeated over three channels, or colour images as grey (ITU-R 601 luma, as PIL rounds it)."
+def to_channels(images, c:int) -> torch.Tensor:
+    "uint8 images (n, 1 or 3, H, W) with `c` channels: grey repeated three times, or colour as grey (ITU-R 601 luma, as PIL rounds it)."
     if images.shape[1] == c: return images
     if c == 3: return images.repeat(1, 3, 1, 1)
     weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)
     return torch.cat([((p * weights).sum(1, keepdim=True) + 0x8000 >> 16).to(torch.uint8) for p in images.split(4096)])
 
 # %% ../nbs/01_data.ipynb #dca210e8
-def pixels(
-    image:Image.Image,  # any mode but floating point
-    side:int=None,      # centre-crop to a square and resize to this; None keeps the size
-) -> np.ndarray:
-    "A PIL image as uint8 (h, w) if it is grey, else (h, w, 3); raises `ValueError` for float or 32-bit pixels."
+def pixels(image:Image.Image, side:int=None) -> np.ndarray:
+    "A PIL image as uint8 (h, w) if it is grey, else (h, w, 3), cropped and resized to `side` if given; raises `ValueError` for float or 32-bit pixels."
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 65535: raise ValueError("32-bit pixels; save it with 8 or 16 bits")
@@ -195,11 +187,8 @@ def decode(
     return torch.from_numpy(out)
 
 # %% ../nbs/01_data.ipynb #c7a6277b
-def to_shape(
-    images, # uint8 (n, C, H, W)
-    shape,  # (C, S, S)
-) -> torch.Tensor:
-    "Images converted to `shape`: centre-cropped, resized (antialiased bilinear), grey to colour or back."
+def to_shape(images, shape) -> torch.Tensor:
+    "uint8 images (n, C, H, W) converted to `shape` (C, S, S): centre-cropped, resized (antialiased bilinear), grey to colour or back."
     c, h, w = shape
     if h != w: raise UserError(f"shape = {tuple(shape)}: images must be square")
     if tuple(images.shape[2:]) == (h, w): return to_channels(images, c)
@@ -207,21 +196,19 @@ def to_shape(
     return to_channels(decode(len(images), lambda i: Image.fromarray(flat[i]), str, h), c)
 
 # %% ../nbs/01_data.ipynb #c8468f2c
-FORMATS = {"PNG": ".png .apng", "JPEG": ".jpg .jpeg .jpe .jfif", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif .tiff", "PPM": ".ppm .pgm .pbm .pnm", "JPEG2000": ".jp2"}
+FORMATS = {"PNG": ".png .apng", "JPEG": ".jpg .jpeg .jpe .jfif", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif .tiff",
+           "PPM": ".ppm .pgm .pbm .pnm", "JPEG2000": ".jp2"}
 SUFFIXES = frozenset(" ".join(FORMATS.values()).split())
 
-def scan(
-    folder:Path,  # where to look, recursively
-    keep=(),      # only these sub-folders, if any
-) -> tuple[list[str], str]:
-    "The image files below `folder`, relative and sorted, and a fingerprint of their paths, sizes and times of change."
-    found = []
+def scan(folder:Path, keep=()) -> tuple[list[str], str]:
+    "The image files below `folder` (in the sub-folders `keep` only, if any), relative and sorted, and a fingerprint of their paths, sizes and times of change."
+    found, endings = [], tuple(SUFFIXES)
     def walk(path, inside):
         for e in os.scandir(path):
             if e.name.startswith("."): continue
             if e.is_dir():
                 if inside or not keep or e.name in keep: walk(e.path, f"{inside}{e.name}/")
-            elif os.path.splitext(e.name)[1].lower() in SUFFIXES:
+            elif e.name.lower().endswith(endings):
                 s = e.stat(); found.append((inside + e.name, s.st_size, s.st_mtime_ns))
     walk(folder, "")
     found.sort()
@@ -260,9 +247,7 @@ def cached(
     return split
 
 # %% ../nbs/01_data.ipynb #7892c3e5
-def splits(
-    folder:Path, # of a data set
-) -> dict[str, Path]:
+def splits(folder:Path) -> dict[str, Path]:
     "The folders of `train` and `test`; only one of them if there is nothing else; `all` if the sub-folders are classes."
     inside = {e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")}
     test = next((t for t in ("test", "val") if t in inside), None)
@@ -281,15 +266,15 @@ def _read_tree(folder, side, root, keep=()):
     return cached(root, f"{folder}@{side}" + "".join(f" {k}" for k in keep), stamp, make)
 
 # %% ../nbs/01_data.ipynb #c8f3b1b6
-def _digits():
+def _digits(side=8):
     from sklearn.datasets import load_digits
     raw = load_digits()
-    x = torch.from_numpy(np.rint(raw.images * 255 / 16).astype(np.uint8))[:, None]
+    x = to_shape(torch.from_numpy(np.rint(raw.images * 255 / 16).astype(np.uint8))[:, None], (1, side, side))
     y = torch.from_numpy(raw.target).long()
     order = [m[torch.randperm(len(m), generator=stream(0, "digits", c))] for c in range(10) for m in [(y == c).nonzero().flatten()]]
-    train, test = (torch.cat([part(m) for m in order]).sort().values for part in (lambda m: m[:100], lambda m: m[100:]))
+    train, test = (torch.cat([m[part] for m in order]).sort().values for part in (slice(100), slice(100, None)))
     source = "digits: scikit-learn's 1,797 handwritten digits, 8x8 grey, split here into 1,000 training and 797 test images"
-    return from_tensors("digits", x[train], y[train], x[test], y[test], map(str, range(10)), source)
+    return from_tensors("digits", x[train], y[train], x[test], y[test], range(10), source + (f", resized to {side}x{side}" if side != 8 else ""))
 
 # %% ../nbs/01_data.ipynb #9ab26d9e
 def _blobs(shape, generator):
@@ -300,6 +285,7 @@ def _blobs(shape, generator):
     flat = torch.nn.functional.conv2d(torch.nn.functional.conv2d(flat, k.view(1, 1, 1, -1)), k.view(1, 1, -1, 1))
     return flat.view(shape) * (flat.view(shape) >= 0.75)
 
+# %% ../nbs/01_data.ipynb #5de1862c
 NOISES = { # name: function of a shape (n, C, H, W) and a generator
     "gaussian":   lambda shape, g: 0.5 + 0.25 * torch.randn(shape, generator=g),
     "uniform":    lambda shape, g: torch.rand(shape, generator=g),
@@ -319,22 +305,22 @@ PATCHES = { # name: (files of scikit-image, sides of the squares in pixels)
     "skimage-photos":   ("camera.png chelsea.png coffee.png coins.png moon.png motorcycle_left.png rocket.jpg", (32, 64, 128)),
 }
 
-def squares(
-    image:Image.Image,  # to cut
-    side:int,           # of the squares
-) -> list[Image.Image]:
-    "The fewest squares that cover the image, evenly spaced, row by row, without those of hardly any contrast."
+# %% ../nbs/01_data.ipynb #63232d38
+def squares(image:Image.Image, side:int) -> list[Image.Image]:
+    "The fewest squares of `side` pixels that cover the image, evenly spaced, row by row, without those of hardly any contrast."
     spots = lambda length: np.rint(np.linspace(0, length - side, -(-length // side))).astype(int).tolist()
     cut = [image.crop((x, y, x + side, y + side)) for y in spots(image.height) for x in spots(image.width)]
     return [p for p in cut if np.asarray(p.convert("L")).std() >= 10]
 
+# %% ../nbs/01_data.ipynb #eed00f1c
 @lru_cache(maxsize=16)
 def _patches(name, shape):
     files, sides = PATCHES[name]
     folder, cut = Path(find_spec("skimage").submodule_search_locations[0])/"data", []
     for f in files.split():
-        try: # the first 100 of lfw_subset are faces
-            pictures = [Image.fromarray(np.rint(a * 255).astype(np.uint8)) for a in np.load(folder/f)[:100]] if f.endswith(".npy") else [Image.open(folder/f).convert("RGB")]
+        try:
+            if f.endswith(".npy"): pictures = [Image.fromarray(np.rint(a * 255).astype(np.uint8)) for a in np.load(folder/f)[:100]] # the faces come first
+            else: pictures = [Image.open(folder/f).convert("RGB")]
         except OSError as e: raise UserError(f"{name}: scikit-image has no file data/{f}; install scikit-image 0.20 to 0.26") from e
         cut += [p for picture in pictures for s in sides for p in squares(picture, s)]
     return to_channels(decode(len(cut), cut.__getitem__, lambda i: f"{i} of {name}", shape[1]), shape[0])
@@ -395,11 +381,9 @@ IMAGENET = dict( # classes of ImageNet by number, 0 to 999 in the order of their
     imagefruit=(953, 954, 949, 950, 951, 957, 952, 945, 943, 948), imageyellow=(309, 986, 954, 951, 987, 779, 599, 291, 72, 11),
     imagemeow=(281, 282, 283, 284, 285, 291, 292, 290, 289, 287), imagesquawk=(84, 130, 88, 144, 145, 22, 96, 9, 100, 89))
 
-def where(
-    name:str,   # of a data set, or a path
-    root:Path,  # the data folder
-) -> tuple[Path | None, tuple[str, ...]]:
-    "The folder that holds `name`, or None, and the class folders to use, all if empty."
+# %% ../nbs/01_data.ipynb #f3c833e4
+def where(name:str, root:Path) -> tuple[Path | None, tuple[str, ...]]:
+    "The folder that holds the set `name` (or the path itself), or None; and the class folders to use, all if empty."
     path = Path(name).expanduser()
     if "/" in name or os.sep in name:
         if not path.is_dir(): raise UserError(f"folder {name} does not exist")
@@ -420,11 +404,13 @@ def known() -> dict[str, tuple[str, ...]]:
                 aux=(*AUX, *(n for n, d in DOWNLOADS.items() if d[3] is None), "skimage-photos"))
 
 def _unknown(name, root):
+    if name in HAND: return UserError(f"{name} has no download: put its images by hand into {root/name}/train/CLASS/IMAGE and {root/name}/test/CLASS/IMAGE")
     k = known()
     return UserError(f"data set {name!r} is unknown and is no folder in {root}; there are: {', '.join(k['dataset'])}; "
                      f"for OOD tests: {', '.join(k['ood'])}; as auxiliary: {', '.join(k['aux'])}; if put by hand into {root}/NAME/train|test/CLASS/IMAGE: "
                      f"{', '.join(k['by_hand'])} or any other; or a path to such a folder")
 
+# %% ../nbs/01_data.ipynb #b91e58ca
 def _part(name, part, side, root):
     "The train or test part of a tree or download as a `Split`, and a phrase that says what it is."
     folder, keep = where(name, root)
@@ -433,7 +419,7 @@ def _part(name, part, side, root):
         of = there.get(part) or there.get("all")
         if not of: raise UserError(f"{name}: {folder} has no {part} folder")
         split = _read_tree(of, side, root, keep)
-        return split, f"tree {folder.name}/{of.name}" if of != folder else f"folder {folder.name}"
+        return split, f"tree {folder.name}/{of.name}" if of != folder else f"tree {folder.name}"
     if name not in DOWNLOADS: raise _unknown(name, root)
     return _download(name, part, side, root), f"{part} part from {DOWNLOADS[name][0].split('.')[0]}"
 
@@ -452,9 +438,10 @@ def _joined(name, train, test, source):
     x, y = mapped(train); t, u = mapped(test)
     return from_tensors(name, x, y, t, u, classes, f"{name}: {source}, {len(x):,} training and {len(t):,} test images of {len(classes)} classes")
 
+# %% ../nbs/01_data.ipynb #5ec66a6f
 @lru_cache(maxsize=4)
 def _dataset(name, side, root, stamp):
-    if name == "digits": return _digits() if side in (None, 8) else _resized(_digits(), side)
+    if name == "digits": return _digits(side or 8)
     folder, keep = where(name, root)
     side = side or (128 if keep else DOWNLOADS[name][4] if not folder and name in DOWNLOADS else None)
     resized = f", resized to {side}x{side}" if side else ""
@@ -467,11 +454,7 @@ def _dataset(name, side, root, stamp):
     (train, a), (test, b) = _part(name, "train", side, root), _part(name, "test", side, root)
     return _joined(name, train, test, f"{a} and {b}{resized}")
 
-def _resized(d, side):
-    x, t = to_shape(d.images, (d.channels, side, side)), to_shape(d.test_images, (d.channels, side, side))
-    return from_tensors(d.name, x, d.labels, t, d.test_labels, d.classes, f"{d.source}, resized to {side}x{side}")
-
-# %% ../nbs/01_data.ipynb #5ec66a6f
+# %% ../nbs/01_data.ipynb #7c12c3f4
 def _ask(name, root, size=None):
     "The name without alias and @SIZE, the size, the resolved data folder."
     name, root = str(name), Path(root or data_root()).expanduser().resolve()
@@ -486,6 +469,7 @@ def _stamp(name, root):
     folder, keep = where(name, root)
     return "".join(scan(f, keep)[1] for f in sorted(splits(folder).values())) if folder else ""
 
+# %% ../nbs/01_data.ipynb #8d1c416e
 def load_dataset(
     name,           # "digits", a name in `known()`, a folder in the data folder, or a path; NAME@32 crops and resizes to 32x32
     root=None,      # the data folder; `data_root()` if None
@@ -504,14 +488,17 @@ def _outside(name, part, shape, root, exclude, stamp):
     if name in PATCHES:
         images = _patches(name, shape)
         return images, f"{name}: {len(images):,} squares cut from scikit-image's {PATCHES[name][0].replace(' ', ', ')}"
-    if name == "digits": split = Split(*((_digits().images, _digits().labels) if part == "train" else (_digits().test_images, _digits().test_labels)), tuple("0123456789")); what = f"scikit-learn's digits, {part} part as split here"
+    if name == "digits":
+        d, what = _digits(shape[1]), f"{part} part of scikit-learn's digits as split here"
+        split = Split(d.images, d.labels, d.classes) if part == "train" else Split(d.test_images, d.test_labels, d.classes)
     else: split, what = _part(name, part, shape[1], root)
     strange = [c for c in exclude if c not in split.classes]
-    if exclude and len(strange) == len(exclude): raise UserError(f"exclude: {name} has no class {', '.join(map(str, strange[:5]))}")
+    if set(strange) - set(CIFAR10_WNIDS) or len(strange) == len(exclude) > 0:
+        raise UserError(f"exclude: {name} has no class {', '.join(map(str, strange[:5]))}")
     keep = ~torch.isin(split.labels, torch.tensor([i for i, c in enumerate(split.classes) if c in exclude]))
     images = split.images[keep] if exclude else split.images
     if not len(images): raise UserError(f"exclude: no image of {name} is left")
-    without = f", without {len(exclude) - len(strange)} classes" if exclude else ""
+    without = f" without {len(exclude) - len(strange)} of its classes" if exclude else ""
     return to_shape(images, shape), f"{name}: {what}{without}, {len(images):,} images, resized to {shape[1]}x{shape[2]}"
 
 # %% ../nbs/01_data.ipynb #e17424e8
@@ -529,6 +516,7 @@ def load_ood(
     "Out-of-distribution test images, uint8 (n, C, S, S): the test part of `name`, centre-cropped and resized."
     return _find_outside(name, "test", shape, root)[0]
 
+# %% ../nbs/01_data.ipynb #f8d9e5c1
 def load_aux(
     name,       # a set in `known()`, a folder in the data folder, or a path
     shape,      # (C, S, S) of the in-distribution images
@@ -538,6 +526,7 @@ def load_aux(
     "Auxiliary images for outlier exposure, uint8 (n, C, S, S): the training part of `name` without the classes in `exclude`."
     return _find_outside(name, "train", shape, root, tuple(exclude))[0]
 
+# %% ../nbs/01_data.ipynb #e204510d
 def outside_source(
     name,           # as for `load_ood` or `load_aux`
     shape,          # the same
@@ -555,6 +544,7 @@ SUITES = dict(cifar10=(*_NATURAL, "tinyimagenet", "cifar100", "gaussian"), cifar
 SUITES |= {n: (*_NATURAL, "gaussian") for n in ("tinyimagenet", *IMAGENET)} | {n: ("notmnist", *_EMBEDDED) for n in ("mnist", "usps", "fashion-mnist")}
 COMPANIONS = {n: "300k" for n in ("tinyimagenet", *IMAGENET)} | {n: "tinyimagenet-no-cifar10" for n in ("cifar10", "cifar100", "svhn")} | dict(imagenette="tinyimagenet")
 
+# %% ../nbs/01_data.ipynb #9b599e3f
 def _plain(dataset):
     name = str(dataset).lower().split("@")[0]
     return ALIASES.get(name, name)

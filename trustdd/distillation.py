@@ -135,8 +135,10 @@ def check_same(
     stored:dict,    # the configuration found
     where,          # in which file
 ):
-    "Raise `UserError` naming the fields in which a stored configuration differs from `exp`."
+    "Raise `UserError` naming the fields in which a stored configuration differs from `exp`; fields it lacks count as their defaults."
     asked = to_dict(exp)
+    try: stored = to_dict(experiment(**stored))
+    except (UserError, TypeError) as e: raise UserError(f"{where} holds a configuration that this version cannot read ({e}); delete it or use another folder") from None
     wrong = [f"{k}: {stored.get(k)!r} there, {asked.get(k)!r} asked" for k in {**asked, **stored} if stored.get(k) != asked.get(k)]
     if wrong: raise UserError(f"{where} belongs to another experiment ({'; '.join(wrong)}); delete it or use another folder")
 

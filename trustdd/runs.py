@@ -16,7 +16,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .config import Experiment, UserError, atomic_write, experiment, pick_device, run_name, runs_root, to_dict
-from .data import load_dataset, load_ood, ood_suite
+from .data import load_dataset, load_ood, ood_suite, outside_source
 from .distillation import DistilledSet, check_same, distill, provenance
 from .evaluation import Logits, Report, collect_logits, report_from_logits
 from .training import train
@@ -59,7 +59,8 @@ def compute(
     device = pick_device(device)
     made = provenance(exp, dataset, device) if source is dataset else source.provenance
     images = {name: load_ood(name, dataset.shape, root) for name in exp.ood or ood_suite(dataset.name)}
-    logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, experiment=to_dict(exp),
+    sources = {name: outside_source(name, dataset.shape, root) for name in images}
+    logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources, experiment=to_dict(exp),
         run=dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds))
     logits.save(folder/"logits.safetensors")
     report_from_logits(logits).save(folder)

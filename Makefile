@@ -1,0 +1,57 @@
+# Everything from one command: each target sets up what it needs. `make` alone lists them.
+PYTHON  ?= python3
+PRESET  ?= quick
+ONLY    ?=
+WORKERS ?=
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup prepare check test test-data paper bench lab clean
+
+help: ## list what there is
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo "  with PRESET=smoke|quick|cifar|paper, ONLY=fig02,tab01, WORKERS=N (paper), PYTHON=python3.12 (setup)"
+
+setup: .venv/.stamp ## make .venv with everything in it; does nothing if that is up to date
+
+.venv/.stamp: setup.py settings.ini constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "$(PYTHON) is missing or not Python 3.10 to 3.13; name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments; install its venv package (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+prepare: setup ## before a commit: clean the notebooks, export the package, make the README
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/readme.py
+
+check: setup ## do notebooks, package and README agree?
+	$(BIN)/python tools/check.py
+
+test: export OMP_NUM_THREADS = 1
+test: setup check ## all checks and all tests that need neither a GPU nor unpacked data
+	$(BIN)/nbdev_test --flags slow --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+test-data: export OMP_NUM_THREADS = 1
+test-data: setup ## the tests that need unpacked data as well (data/README.md says which)
+	$(BIN)/nbdev_test --flags "slow data" --n_workers 2
+
+paper: setup ## every figure and table, into figures/PRESET
+	$(BIN)/trustdd paper --preset $(PRESET) $(if $(ONLY),--only $(ONLY)) $(if $(WORKERS),--workers $(WORKERS))
+
+bench: setup ## time the hot paths against plain versions, into benchmarks/latest.json
+	$(BIN)/python benchmarks/bench.py
+
+lab: setup ## open the notebooks
+	$(BIN)/jupyter lab --notebook-dir=. nbs
+
+clean: ## remove what can be made again at once; .venv, data, runs and figures stay
+	rm -rf build dist _docs _proc .pytest_cache figures/smoke
+	find nbs tests tools trustdd benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

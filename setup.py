@@ -1,0 +1,29 @@
+"Packaging, read from settings.ini: one place for names, versions and requirements."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+config = ConfigParser(delimiters=["="])
+config.read(here/"settings.ini", encoding="utf-8")
+s = config["DEFAULT"]
+readme = here/"README.md"
+
+setup(
+    name=s["lib_name"],
+    version=s["version"],
+    description=s["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else s["description"],
+    long_description_content_type="text/markdown",
+    keywords=s["keywords"].split(),
+    author=s["author"],
+    author_email=s["author_email"],
+    license=s["license"].upper(),
+    packages=find_packages(include=[s["lib_path"], s["lib_path"] + ".*"]),
+    python_requires=f">={s['min_python']},<3.14",
+    install_requires=s["requirements"].split(),
+    extras_require={"dev": s["dev_requirements"].split()},
+    entry_points={"console_scripts": s["console_scripts"].split()},
+    classifiers=["Intended Audience :: Science/Research", "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+)
