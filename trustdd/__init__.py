@@ -1,1 +1,22 @@
 __version__ = "0.1.0"
+
+# What the outside relies on. Each name is loaded from its module when it is first used, so `import trustdd` costs next to nothing.
+_HOME = {
+    "Experiment": "config", "UserError": "config", "PRESETS": "config", "stream": "config",
+    "Dataset": "data", "load_dataset": "data", "from_tensors": "data", "load_ood": "data", "load_aux": "data", "ood_suite": "data",
+    "build_network": "networks", "corrupt": "poe",
+    "DistilledSet": "distillation", "distill": "distillation",
+    "train": "training", "evaluate": "evaluation", "Report": "evaluation",
+    "ood_metrics": "ood", "SCORES": "ood",
+    "load_or_run": "runs", "run_all": "runs", "Run": "runs", "publish": "runs",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name):
+    from importlib import import_module
+    if name not in _HOME: raise AttributeError(f"module 'trustdd' has no attribute {name!r}")
+    return getattr(import_module(f"trustdd.{_HOME[name]}"), name)
+
+
+def __dir__(): return __all__

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOPS', 'PAPER', 'PRESETS', 'METHODS', 'OUTLIERS', 'STRATEGY', 'FOUR', 'CORRUPTION_NAMES', 'CHOICES', 'MAIN',
            'UserError', 'check_choice', 'stream', 'pick_device', 'project_root', 'data_root', 'runs_root',
-           'atomic_write', 'loops', 'Experiment', 'whole', 'experiment', 'to_dict', 'overrides', 'run_name']
+           'atomic_write', 'writable', 'loops', 'Experiment', 'whole', 'experiment', 'to_dict', 'overrides', 'run_name']
 
 # %% ../nbs/00_config.ipynb #197abe74
 import hashlib, json, os
@@ -85,6 +85,16 @@ def atomic_write(
         try: beside.unlink(missing_ok=True)
         except OSError: pass
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+
+# %% ../nbs/00_config.ipynb #98fe2630
+def writable(
+    folder, # made if it is not there
+) -> Path:
+    "The folder, proved to be one that files can be written into; raises `UserError` if not."
+    probe = Path(folder)/f".probe-{os.getpid()}"
+    atomic_write(probe, b"can this be written?")
+    probe.unlink()
+    return Path(folder)
 
 # %% ../nbs/00_config.ipynb #0057339d
 LOOPS = {1: (1, 1), 2: (1, 1), 5: (10, 50), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
