@@ -21,7 +21,7 @@ def field_help() -> dict:
 
 # %% ../nbs/15_cli.ipynb #db145eb3
 def convert(kind, name:str):
-    "A function from a word to a value of type `kind`; raises `UserError` naming the flag."
+    "A function from a word to a value of type `kind`; its error, in which argparse names the flag, says what is wanted."
     truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     def to_value(word):
         try:
@@ -30,7 +30,7 @@ def convert(kind, name:str):
             return word if kind is str else tuple(w for w in word.split(",") if w)
         except (ValueError, KeyError):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-            raise UserError(f"--{name.replace('_', '-')} {word!r} must be {wanted}") from None
+            raise argparse.ArgumentTypeError(f"{word!r} must be {wanted}") from None
     return to_value
 
 # %% ../nbs/15_cli.ipynb #6d53b173
@@ -97,6 +97,7 @@ def distill(args) -> int:
     "Make or find a distilled set; prints where it lies and how to judge it."
     from trustdd.runs import load_or_distill
     exp = Experiment(**{f.name: getattr(args, f.name) for f in fields(Experiment) if hasattr(args, f.name)})
+    if args.out and Path(args.out).is_dir(): raise UserError(f"--out {args.out} is a folder; name a file in it")
     if args.out: writable(Path(args.out).parent)
     run = load_or_distill(exp, args.runs, args.device)
     file = run.folder/"distilled.safetensors"
@@ -107,12 +108,14 @@ def distill(args) -> int:
 # %% ../nbs/15_cli.ipynb #3effbbdb
 def evaluate(args) -> int:
     "Train networks on a distilled set, judge them, print a table; write it with --out."
-    from trustdd.config import check_choice
+    from trustdd.config import check_choice, pick_device
     from trustdd.distillation import DistilledSet
-    from trustdd.evaluation import evaluate as judge
+    from trustdd.evaluation import evaluate as judge, judged_on
     from trustdd.training import train
-    check_choice("select", args.select, ("last", "best_on_test"))
-    syn, out = DistilledSet.load(args.file), args.out and writable(args.out)
+    check_choice("select", args.select, ("last", "best_on_test")); pick_device(args.device)
+    syn = DistilledSet.load(args.file)
+    judged_on(syn, args.dataset, args.ood) # before anything is made
+    out = args.out and writable(args.out)
     nets = train(syn, args.n_nets, args.seed, args.device, snapshots=20 if args.select == "best_on_test" else 0)
     report = judge(nets, syn, args.dataset, args.ood, args.select, device=args.device, logits_out=out and out/"logits.safetensors")
     if out: report.save(out)
@@ -128,7 +131,7 @@ def paper(args) -> int:
         os.environ["TRUSTDD_WORKERS"] = str(args.workers)
     if args.preset not in PRESETS: raise UserError(f"preset = {args.preset!r} is unknown; choose one of: {', '.join(PRESETS)}")
     out = Path(args.out or project_root()/"figures"/args.preset).resolve()
-    done = run(args.preset, args.only, args.runs, writable(out), force=args.force)
+    done = run(args.preset, args.only, args.runs, out, force=args.force)
     lines, failed = outcome(done, out)
     print("\n".join(lines), f"{len(lines) - failed} of {len(lines)} made, in {out}", sep="\n")
     return 1 if failed else 0

@@ -53,11 +53,13 @@ def pick_device(
 
 # %% ../nbs/00_config.ipynb #c1789ad7
 def project_root(
-    start=None, # where to start looking; the current folder if None
+    start=None, # where to start looking; the current folder, then the package's own, if None
 ) -> Path:
     "The nearest folder at or above `start` with a `settings.ini`, else `start` itself."
-    start = Path(start or Path.cwd()).resolve()
-    return next((p for p in (start, *start.parents) if (p/"settings.ini").is_file()), start)
+    import trustdd
+    here = Path(start or Path.cwd()).resolve()
+    beside = [Path(trustdd.__file__).resolve().parent.parent] if start is None else []
+    return next((p for p in (here, *here.parents, *beside) if (p/"settings.ini").is_file()), here)
 
 def data_root() -> Path:
     "Where data sets lie: `$TRUSTDD_DATA`, or `data/` in the project."
@@ -81,9 +83,10 @@ def atomic_write(
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush(); os.fsync(f.fileno())
         os.replace(beside, path)
-    except OSError as e:
+    except BaseException as e: # an interruption as well leaves nothing beside
         try: beside.unlink(missing_ok=True)
         except OSError: pass
+        if not isinstance(e, OSError): raise
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
 
 # %% ../nbs/00_config.ipynb #98fe2630

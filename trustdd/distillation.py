@@ -74,7 +74,10 @@ def load_distilled(
     tensors, meta = read_safetensors(path)
     try: meta = json.loads(meta["trustdd"])
     except (KeyError, TypeError, ValueError): raise UserError(f"{path} is a safetensors file, but not a distilled set of TrustDD") from None
-    if meta.get("format") != FORMAT: raise UserError(f"{path} has format version {meta.get('format')!r}; this version reads {FORMAT}")
+    if not isinstance(meta, dict) or "format" not in meta: raise UserError(f"{path} is a safetensors file, but not a distilled set of TrustDD")
+    if meta["format"] != FORMAT: raise UserError(f"{path} has format version {meta['format']!r}; this version reads {FORMAT}")
+    lost = [k for k in ("classes", "mean", "std", "provenance") if k not in meta]
+    if lost: raise UserError(f"{path} is not a whole distilled set: its description lacks {', '.join(lost)}")
     syn = DistilledSet(*(tensors.get(k) for k in ("images", "labels", "outliers")), tuple(meta["classes"]), tuple(meta["mean"]), tuple(meta["std"]), meta["provenance"])
     _check(syn, path)
     return syn
@@ -121,13 +124,15 @@ def save_checkpoint(state:MatchingState, exp:Experiment, path):
     atomic_write(path, save_bytes({k: getattr(state, k).cpu().contiguous() for k in TENSORS}, {"checkpoint": json.dumps(meta)}))
 
 def load_checkpoint(path, exp:Experiment, device) -> tuple:
-    "The state in `path` and its number of threads; raises `UserError` if it belongs to another experiment."
-    tensors, meta = read_safetensors(path)
-    try: meta = json.loads(meta["checkpoint"])
-    except (KeyError, TypeError, ValueError): raise UserError(f"{path} is not a checkpoint; delete it to start over") from None
-    check_same(exp, meta["experiment"], path)
-    state = MatchingState(*(tensors[k].to(device) for k in TENSORS), meta["iteration"], [tuple(l) for l in meta["losses"]])
-    return state, meta["threads"]
+    "The state in `path` and its number of threads; raises `UserError` if it is damaged or belongs to another experiment."
+    try:
+        tensors, meta = read_safetensors(path)
+        meta = json.loads(meta["checkpoint"])
+        state = MatchingState(*(tensors[k].to(device) for k in TENSORS), meta["iteration"], [tuple(l) for l in meta["losses"]])
+        stored, threads = meta["experiment"], meta["threads"]
+    except (KeyError, TypeError, ValueError) as e: raise UserError(f"{path} is no whole checkpoint ({e}); delete it to start over") from None
+    check_same(exp, stored, path)
+    return state, threads
 
 # %% ../nbs/08_distillation.ipynb #ba017870
 def check_same(
@@ -158,14 +163,15 @@ def distill(
     device, root = pick_device(device), Path(root or data_root())
     dataset = dataset or load_dataset(exp.dataset, root=root)
     pool = outlier_pool(exp, dataset, root=root, device=device)
-    if exp.method == "random": state = start(exp, dataset, pool, device)
-    else: state = _match(exp, dataset, pool, device, checkpoint, every, on_step, progress)
+    if exp.method == "random": state, threads = start(exp, dataset, pool, device), torch.get_num_threads()
+    else: state, threads = _match(exp, dataset, pool, device, checkpoint, every, on_step, progress)
     labels = torch.arange(dataset.n_classes).repeat_interleave(exp.ipc)
-    return DistilledSet(state.images.cpu(), labels, state.outliers.cpu(), dataset.classes, dataset.mean, dataset.std, provenance(exp, dataset, device))
+    return DistilledSet(state.images.cpu(), labels, state.outliers.cpu(), dataset.classes, dataset.mean, dataset.std, provenance(exp, dataset, device) | dict(threads=threads))
 
 # %% ../nbs/08_distillation.ipynb #9600ad8d
 def _match(exp, dataset, pool, device, checkpoint, every, on_step, progress):
     state, threads = None, torch.get_num_threads()
+    kept = threads
     if checkpoint and Path(checkpoint).exists():
         state, kept = load_checkpoint(checkpoint, exp, device)
         torch.set_num_threads(kept)
@@ -177,5 +183,5 @@ def _match(exp, dataset, pool, device, checkpoint, every, on_step, progress):
         if on_step: on_step(state)
         if checkpoint and time.monotonic() - last >= every: save_checkpoint(state, exp, checkpoint); last = time.monotonic()
     try:
-        with bar: return gradient_matching(exp, dataset, pool, device, state, after)
+        with bar: return gradient_matching(exp, dataset, pool, device, state, after), kept
     finally: torch.set_num_threads(threads)

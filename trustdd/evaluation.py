@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOINED', 'normaliser', 'predict', 'Logits', 'collect_logits', 'mean_std', 'Report', 'report_from_logits', 'combine',
-           'evaluate']
+           'outside_sets', 'judged_on', 'evaluate']
 
 # %% ../nbs/11_evaluation.ipynb #77032b4d
 import json, math
@@ -320,14 +320,32 @@ def _fits(syn, dataset):
     for what, a, b in (("images of shape", tuple(syn.images.shape[1:]), tuple(dataset.shape)), ("classes", tuple(syn.classes), tuple(dataset.classes))):
         if a != b: raise UserError(f"the distilled set has {what} {a}, but dataset {dataset.name!r} has {b}")
 
-def _ood_sets(ood, names, dataset, root):
-    "(name -> uint8 images, name -> source), from a dict of images, from names, or the data set's usual ones."
+def outside_sets(
+    ood,        # names, or a dictionary name -> uint8 images; the data set's usual ones if empty
+    dataset,    # the in-distribution data set
+    root=None,  # where the data sets lie
+) -> tuple:
+    "(name -> uint8 images, name -> source) of the OOD sets; raises `UserError` if one is unknown, or the data set itself."
     if isinstance(ood, dict): return ood, {}
-    names = ((ood,) if isinstance(ood, str) else ood) or names or ood_suite(dataset.name)
+    names = ((ood,) if isinstance(ood, str) else ood) or ood_suite(dataset.name)
     if dataset.name in names: raise UserError(f"ood = {dataset.name!r} is the in-distribution data set itself; choose another")
     return tuple({name: f(name, dataset.shape, root) for name in names} for f in (load_ood, outside_source))
 
 # %% ../nbs/11_evaluation.ipynb #73aee024
+def judged_on(
+    syn,            # the distilled set
+    dataset=None,   # as for `evaluate`
+    ood=None,       # likewise
+    root=None,      # likewise
+) -> tuple:
+    "Data set, OOD images by name and their sources, as `evaluate` takes them; raises `UserError` if they are not there or do not fit `syn`."
+    exp = syn.provenance.get("experiment", {})
+    if dataset is None and "dataset" not in exp: raise UserError("dataset = None, and the distilled set names none; give one")
+    if dataset is None or isinstance(dataset, (str, Path)): dataset = load_dataset(str(dataset or exp["dataset"]), root)
+    _fits(syn, dataset)
+    return dataset, *outside_sets(ood or exp.get("ood"), dataset, root)
+
+# %% ../nbs/11_evaluation.ipynb #dbbabc71
 def evaluate(
     nets,            # networks trained on `syn`
     syn,             # the distilled set: images, classes, mean, std, provenance
@@ -344,12 +362,9 @@ def evaluate(
     nets, exp = list(nets), syn.provenance.get("experiment", {})
     check_choice("select", select, ("last", "best_on_test"))
     if not nets: raise UserError("nets to evaluate: none were given")
-    if dataset is None and "dataset" not in exp: raise UserError("dataset = None, and the distilled set names none; give one")
-    if dataset is None or isinstance(dataset, (str, Path)): dataset = load_dataset(str(dataset or exp["dataset"]), root)
     n_test = exp.get("n_test", 0) if n_test is None else n_test
     whole("n_test", n_test, 0)
-    _fits(syn, dataset)
-    (images, said), norm = _ood_sets(ood, exp.get("ood"), dataset, root), normaliser(syn)
+    (dataset, images, said), norm = judged_on(syn, dataset, ood, root), normaliser(syn)
     nets, epochs = zip(*((net, None) if select == "last" else _best_on_test(net, dataset, norm, device) for net in nets))
     made = {k: v for k, v in syn.provenance.items() if k != "experiment"}
     logits = collect_logits(nets, dataset, images, norm, n_test, seed, device=device, ood_sources=said, experiment=exp, select=select, epochs=list(epochs), run=dict(distilled=made))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCOPE', 'numbers', 'Item', 'grid', 'pooled', 'about', 'Verdict', 'verdict', 'hand_in_figure', 'hand_in_table',
-           'atlas', 'check_parameters', 'fingerprint', 'make', 'paper', 'outcome']
+           'atlas', 'check_parameters', 'fingerprint', 'make', 'paper', 'outcome', 'gallery']
 
 # %% ../nbs/14_paper.ipynb #e3776019
 import hashlib, itertools, json, os
@@ -15,16 +15,16 @@ from tqdm.auto import tqdm
 
 import trustdd
 from . import plots
-from .config import PRESETS, Experiment, UserError, atomic_write, check_choice, project_root, runs_root
+from .config import PRESETS, Experiment, UserError, atomic_write, check_choice, project_root, runs_root, writable
 from .evaluation import Report, combine
 from .runs import Run, run_all
 
 # %% ../nbs/14_paper.ipynb #bd99665a
 SCOPE = {
-    "smoke": dict(ipcs=(1, 2), ipc=2, seeds=(0,)),
-    "quick": dict(ipcs=(1, 5, 10), ipc=10, seeds=(0, 1, 2)),
-    "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0,)),
-    "paper": dict(ipcs=(1, 10, 50), ipc=10, seeds=(0,)),
+    "smoke": dict(ipcs=(1, 2), ipc=2, seeds=(0,), many_seeds=1),
+    "quick": dict(ipcs=(1, 5, 10), ipc=10, seeds=(0, 1, 2), many_seeds=3),
+    "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1),
+    "paper": dict(ipcs=(1, 10, 50), ipc=10, seeds=(0,), many_seeds=1),
 }
 
 def numbers(
@@ -46,6 +46,7 @@ class Item:
     seeds:object=""         # "0,1,2"
     out:str=""              # folder of the figure; figures/PRESET if empty
     runs:str=""             # folder of the run store; runs/ if empty
+    many:bool=False         # does it compare many arrangements, over fewer seeds?
 
     def __post_init__(self):
         put = lambda k, v: object.__setattr__(self, k, v)
@@ -53,7 +54,7 @@ class Item:
         scope = SCOPE[self.preset]
         put("dataset", self.dataset or Experiment(preset=self.preset).dataset)
         put("ipc", numbers(self.ipc) if self.ipc != "" else (scope["ipc"],))
-        put("seeds", numbers(self.seeds) if self.seeds != "" else scope["seeds"])
+        put("seeds", numbers(self.seeds) if self.seeds != "" else scope["seeds"][:scope["many_seeds"] if self.many else None])
         put("out", Path(self.out) if self.out else project_root()/"figures"/self.preset)
         put("runs", Path(self.runs) if self.runs else runs_root())
 
@@ -183,7 +184,7 @@ def make(
     stamp.unlink(missing_ok=True)
     executed = out/"notebooks"/f"{name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(str(notebook), str(executed), parameters, cwd=str(project_root()), kernel_name="python3", progress_bar=False, log_output=False)
+    papermill.execute_notebook(str(notebook), str(executed), parameters, cwd=str(project_root()), kernel_name="python3", progress_bar=False, log_output=False, extra_arguments=["--log-level=40"])
     if not _outputs(out, name): raise RuntimeError(f"{notebook} ran, but wrote no {name}.* into {out}")
     atomic_write(stamp, fingerprint(notebook, parameters, _outputs(out, name)))
     return "made"
@@ -206,6 +207,7 @@ def paper(
     names = sorted(only or known, key=lambda n: (not n.startswith("tab"), n))
     given = {"preset": preset, **({"runs": str(Path(runs).resolve())} if runs else {}), **(parameters or {})}
     for name in names: check_parameters(known[name], given)
+    writable(out)
     done, bar = {}, tqdm(names, desc=f"{preset} atlas", disable=not progress, unit="item")
     for name in bar:
         bar.set_postfix_str(name)
@@ -227,3 +229,19 @@ def outcome(
             lines.append(f"{name}  FAILED: {last[-1][:300]}")
         else: lines.append(f"{name}  {how}. {json.loads((Path(out)/f'{name}.json').read_text())['verdict']}")
     return lines, failed
+
+# %% ../nbs/14_paper.ipynb #4ad1c34f
+def gallery(
+    folder,         # figures/PRESET
+    link:str="",    # how to get to `folder` from where the text will stand; `folder` itself if empty
+    only=(),        # names; all if empty
+) -> str:
+    "Markdown for the figures and tables in `folder`, in their order."
+    folder, parts = Path(folder), []
+    for p in sorted(folder.glob("*.json")):
+        name, facts = p.stem, json.loads(p.read_text())
+        if only and name not in only: continue
+        table = folder/f"{name}.md"
+        body = "\n".join(l for l in table.read_text().splitlines() if l.startswith("|")) if table.exists() else f"![{name}]({link or folder}/{name}.png)"
+        parts.append(f"**{name}.** {facts['caption']} *{facts['verdict']}*\n\n{body}")
+    return "\n\n".join(parts)

@@ -17,9 +17,11 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .config import Experiment, UserError, atomic_write, experiment, pick_device, run_name, runs_root, to_dict, writable
-from .data import load_dataset, load_ood, ood_suite, outside_source
+from .data import load_dataset
 from .distillation import DistilledSet, check_same, distill, provenance
-from .evaluation import Logits, Report, collect_logits, report_from_logits
+from .evaluation import Logits, Report, collect_logits, outside_sets, report_from_logits
+from .gradient_matching import start
+from .poe import outlier_pool
 from .training import train
 
 # %% ../nbs/12_runs.ipynb #0516a342
@@ -32,7 +34,7 @@ class Run:
     @cached_property
     def distilled(self) -> DistilledSet: return DistilledSet.load(self._file("distilled.safetensors"))
     @cached_property
-    def report(self) -> Report: return Report.from_json(self._file("report.json").read_text())
+    def report(self) -> Report: return Report.load(self._file("report.json"))
     @cached_property
     def logits(self) -> Logits: return Logits.load(self._file("logits.safetensors"))
     @cached_property
@@ -49,30 +51,37 @@ def compute(
     device="auto",      # auto, cpu, cuda …
     root=None,          # where data sets lie
     progress:bool=True, # show bars
+    every:float=30,     # seconds between checkpoints while distilling
 ):
     "Distil, train and judge, writing each result into `folder`; what is there already is not made again."
     dataset, began = load_dataset(exp.dataset, root=root), time.perf_counter()
-    source = dataset if exp.method == "full" else _distilled(exp, dataset, folder, device, root, progress)
+    source = dataset if exp.method == "full" else _distilled(exp, dataset, folder, device, root, progress, every)
     distilling = time.perf_counter() - began
     nets = train(source, device=device, exp=exp, progress=progress)
     training = time.perf_counter() - began - distilling
     seconds = dict(distilling=round(distilling, 1), training=round(time.perf_counter() - began - distilling, 1))
     device = pick_device(device)
     made = provenance(exp, dataset, device) if source is dataset else source.provenance
-    images = {name: load_ood(name, dataset.shape, root) for name in exp.ood or ood_suite(dataset.name)}
-    sources = {name: outside_source(name, dataset.shape, root) for name in images}
+    images, sources = outside_sets(exp.ood, dataset, root)
     logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources, experiment=to_dict(exp),
         run=dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds))
     logits.save(folder/"logits.safetensors")
     report_from_logits(logits).save(folder)
 
-def _distilled(exp, dataset, folder, device, root, progress):
+def _distilled(exp, dataset, folder, device, root, progress, every):
     file, checkpoint, losses = folder/"distilled.safetensors", folder/"checkpoint.safetensors", []
-    if file.exists(): return DistilledSet.load(file)
+    if file.exists(): return _found(exp, file, checkpoint)
     keep = lambda state: losses.__setitem__(slice(None), state.losses)
-    syn = distill(exp, dataset, device, root, checkpoint, on_step=keep, progress=progress)
+    syn = distill(exp, dataset, device, root, checkpoint, every, keep, progress)
     atomic_write(folder/"log.jsonl", "".join(json.dumps(dict(iteration=i + 1, loss=a, loss_outliers=b)) + "\n" for i, (a, b) in enumerate(losses)))
     syn.save(file)
+    checkpoint.unlink(missing_ok=True)
+    return syn
+
+def _found(exp, file, checkpoint):
+    "The distilled set in `file`, if it is that of `exp`; a checkpoint that outlived it is removed."
+    syn = DistilledSet.load(file)
+    check_same(exp, syn.provenance.get("experiment", {}), file)
     checkpoint.unlink(missing_ok=True)
     return syn
 
@@ -83,18 +92,28 @@ def load_or_run(
     device="auto",      # auto, cpu, cuda …
     root=None,          # where data sets lie
     progress:bool=True, # show bars
+    every:float=30,     # seconds between checkpoints while distilling
 ) -> Run:
     "The finished run of `exp`, computed if it is not stored; raises `UserError` if its folder holds another configuration."
     folder = Path(runs or runs_root())/run_name(exp)
     if not _finished(exp, folder):
+        outside_sets(exp.ood, _possible(exp, folder, device, root), root)
         with _claimed(exp, folder):
-            if not _finished(exp, folder): compute(exp, folder, device, root, progress)
+            if not _finished(exp, folder): compute(exp, folder, device, root, progress, every)
     return Run(exp, folder)
+
+def _possible(exp, folder, device, root):
+    "The data set of `exp`; raises `UserError` if it, the device, the outliers or enough images are not there."
+    pick_device(device)
+    dataset = load_dataset(exp.dataset, root=root)
+    if exp.method != "full" and not (folder/"distilled.safetensors").exists(): start(exp, dataset, outlier_pool(exp, dataset, root))
+    return dataset
 
 @contextmanager
 def _claimed(exp, folder):
     "Hold the folder's lock, with the configuration written into it."
     with FileLock(writable(folder)/".lock"):
+        for half in folder.glob(".[!.]*.part"): half.unlink(missing_ok=True)
         if not _finished(exp, folder): atomic_write(folder/"config.json", json.dumps(to_dict(exp), indent=1) + "\n")
         yield
 
@@ -114,11 +133,14 @@ def load_or_distill(
     device="auto",      # auto, cpu, cuda …
     root=None,          # where data sets lie
     progress:bool=True, # show a bar
+    every:float=30,     # seconds between checkpoints
 ) -> Run:
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
     if exp.method == "full": raise UserError("method = 'full' distils no set; choose dc, dsa or random")
     folder = Path(runs or runs_root())/run_name(exp)
-    with _claimed(exp, folder): _distilled(exp, load_dataset(exp.dataset, root=root), folder, device, root, progress)
+    dataset = _possible(exp, folder, device, root)
+    if exp.ood: outside_sets(exp.ood, dataset, root)
+    with _claimed(exp, folder): _distilled(exp, dataset, folder, device, root, progress, every)
     return Run(exp, folder)
 
 # %% ../nbs/12_runs.ipynb #9e0a616c
@@ -160,15 +182,16 @@ def _one(config, runs, root):
 def stored(
     runs=None, # the store's folder
 ) -> list:
-    "One dictionary for each run in the store: folder, main fields, state (`finished`, `running` or `begun`), accuracy."
+    "One dictionary for each run in the store: folder, main fields, state (`finished`, `running`, `begun` or `damaged`), accuracy."
     runs, rows = Path(runs or runs_root()), []
     for config in sorted(runs.rglob("config.json")):
         folder, row = config.parent, {}
         try: row = {k: v for k, v in json.loads(config.read_text()).items() if k in ("preset", "dataset", "method", "outliers", "ipc", "seed")}
         except ValueError: pass
-        done = (folder/"report.json").exists()
-        if done: row["accuracy"] = round(Report.from_json((folder/"report.json").read_text()).accuracy_mean, 2)
-        rows.append(dict(row, state="finished" if done else "running" if _locked(folder) else "begun", folder=str(folder.relative_to(runs))))
+        state = "finished" if (folder/"report.json").exists() else "running" if _locked(folder) else "begun"
+        try: row |= dict(accuracy=round(Report.load(folder).accuracy_mean, 2)) if state == "finished" else {}
+        except UserError: state = "damaged"
+        rows.append(dict(row, state=state, folder=str(folder.relative_to(runs))))
     return rows
 
 def _locked(folder) -> bool:

@@ -1,0 +1,465 @@
+"A wrong request gets one line that says what was wrong, exit status 2, and leaves no file behind; a right one of the user's own works."
+import errno, json, os, shutil, socket, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import nbformat
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save as tensor_bytes
+
+from trustdd.cli import main
+from trustdd.config import Experiment, UserError, run_name, to_dict
+from trustdd.data import from_tensors, load_dataset
+from trustdd.distillation import DistilledSet, distill
+from trustdd.evaluation import Report
+from trustdd.paper import paper
+from trustdd.runs import load_or_run
+
+SMALL = "--preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --device cpu".split()
+FIELDS = dict(preset="smoke", ipc=1, iterations=1, n_nets=1, epochs=1)
+
+
+@pytest.fixture(autouse=True)
+def bench(tmp_path, monkeypatch):
+    "An empty project on one thread; what is stored or cached lies in it, and nothing can be downloaded."
+    def offline(*_): raise OSError("no internet in the tests")
+    project, threads = tmp_path/"project", torch.get_num_threads()
+    project.mkdir()
+    (project/"settings.ini").write_text("[DEFAULT]\n")
+    monkeypatch.chdir(project)
+    for name in ("TRUSTDD_DATA", "TRUSTDD_RUNS"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRUSTDD_WORKERS", "1") # so that what --workers sets is undone
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(socket, "create_connection", offline)
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    torch.set_num_threads(1)
+    yield project
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    "A distilled set of the digits."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield distill(Experiment(dataset="digits", outliers="poe", **FIELDS), device="cpu", progress=False)
+    torch.set_num_threads(threads)
+
+
+def content(folder):
+    "Relative path → bytes of every file below."
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def refused(bench, capfd):
+    "Runs a command that must fail: one line on stderr, status 2, every file as it was. Returns the line."
+    def run(*words, status=2, here=bench):
+        before = content(here)
+        capfd.readouterr()
+        got, (out, err) = main([str(w) for w in words]), capfd.readouterr()
+        assert err.startswith("trustdd: ") and err.endswith("\n") and err.count("\n") == 1 and len(err) < 1000, err
+        assert (got, out) == (status, ""), err
+        assert content(here) == before
+        return err
+    return run
+
+
+def picture(path, size=(16, 16), mode="RGB", seed=0):
+    "Write a random picture."
+    made = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (made if mode == "RGB" else made.convert(mode)).save(path)
+
+
+def tree(folder, classes=("cat", "dog"), n=12, size=(16, 16)):
+    "A folder of class folders, as a user has one."
+    for i, c in enumerate(classes):
+        for j in range(n): picture(folder/c/f"{j:02}.png", size, seed=100 * i + j)
+    return folder
+
+
+# --- fields, names, numbers
+
+@pytest.mark.parametrize("words, said", [
+    ("distill --dataset nosuch", "nosuch digits cifar10"),
+    ("distill --dataset ./nosuch", "./nosuch exist"),
+    ("distill --dataset imagewoof", "imagewoof by hand"),
+    ("distill --dataset digits@0", "size 0"),
+    ("distill --dataset textures", "textures train"),
+    ("distill --method dsaa", "dsaa dc dsa random full"),
+    ("distill --method full", "full dsa"),
+    ("distill --method dc --strategy flip", "flip dsa"),
+    ("distill --outliers ours", "ours none oe poe"),
+    ("distill --outliers oe --aux nosuch", "nosuch"),
+    ("distill --outliers poe --corruptions jigsaw,blur", "blur invert"),
+    ("distill --preset fast", "fast smoke quick cifar paper"),
+    ("distill --colour red", "--colour red --help"),
+    ("distill --device tpu", "tpu cpu cuda"),
+    ("distill --device cuda:99", "cuda:99 cpu"),
+    ("distill --device cuda:one", "cuda:one cpu"),
+    ("distill --ipc 0", "ipc 0 1 or more"),
+    ("distill --ipc -3", "ipc -3 1 or more"),
+    ("distill --ipc ten", "--ipc ten whole number"),
+    ("distill --ipc 1.5", "--ipc 1.5 whole number"),
+    ("distill --ipc 101", "ipc 101 100 '0' noise"),
+    ("distill --ipc 101 --method random", "ipc 101 100 noise"),
+    ("distill --lr-img nan", "lr_img nan finite"),
+    ("distill --lam -1", "lam -1 0 or more"),
+    ("distill --align-corners maybe", "--align-corners maybe true or false"),
+    ("distill --seed -1", "seed -1"),
+    ("distill --ood nosuch", "nosuch"),
+    ("distil", "distil distill evaluate"),
+    ("", "COMMAND"),
+    ("evaluate", "file"),
+    ("evaluate nowhere.safetensors", "nowhere.safetensors not there"),
+    ("list --date", "--date"),
+    ("paper --preset fast", "fast smoke quick"),
+    ("paper --workers 0", "--workers 0 1 or more"),
+], ids=lambda v: v or "nothing")
+def test_wrong_words(refused, words, said):
+    line = refused(*words.split(), *"--preset smoke --iterations 1".split() * ("distill" in words and "--preset" not in words))
+    for part in said.split(): assert part in line
+
+
+@pytest.mark.parametrize("words, said", [
+    ("--device tpu", "tpu cpu cuda"),
+    ("--n-nets 0", "n_nets 0"),
+    ("--dataset nosuch", "nosuch"),
+    ("--ood gaussian,nosuch", "nosuch gaussian"),
+    ("--ood digits", "digits in-distribution"),
+    ("--select best", "best last best_on_test"),
+    ("--seed one", "--seed one"),
+], ids=str)
+def test_wrong_words_to_evaluate(refused, finished, bench, words, said):
+    finished.save(bench/"set.safetensors")
+    line = refused("evaluate", "set.safetensors", "--out", "report", *words.split())
+    for part in said.split(): assert part in line
+
+
+def test_a_data_set_that_does_not_fit_the_distilled_set(refused, finished, bench):
+    finished.save(bench/"set.safetensors")
+    assert "shape" in refused("evaluate", "set.safetensors", "--dataset", "digits@16")
+    mine = tree(bench/"mine", size=(8, 8))
+    load_dataset(str(mine)) # decoded images are kept
+    line = refused("evaluate", "set.safetensors", "--dataset", mine)
+    assert "shape" in line or "classes" in line
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(UserError, match="dsaa"): main(["distill", "--method", "dsaa", "--debug"])
+
+
+def test_unknown_field_in_python():
+    from trustdd.config import experiment
+    with pytest.raises(UserError, match="colour.*dataset, method"): experiment(colour="red")
+
+
+# --- the user's own pictures
+
+def test_empty_folder(refused, bench):
+    (bench/"mine").mkdir()
+    assert "no image in" in refused("distill", "--dataset", "./mine", *SMALL)
+    (bench/"mine"/"cat").mkdir()
+    (bench/"mine"/"cat"/"notes.txt").write_text("none yet")
+    assert "no image in" in refused("distill", "--dataset", "./mine", *SMALL)
+
+
+def test_one_class(refused, bench):
+    line = refused("distill", "--dataset", tree(bench/"mine", ["cat"]), *SMALL, here=bench/"mine")
+    assert "1 class (cat)" in line and "two or more" in line
+
+
+def test_pictures_in_no_class_folder(refused, bench):
+    for i in range(3): picture(bench/"mine"/f"{i}.png")
+    assert "CLASS/IMAGE" in refused("distill", "--dataset", "./mine", *SMALL, here=bench/"mine")
+
+
+def test_mixed_sizes(refused, bench):
+    mine = tree(bench/"mine", n=3)
+    picture(mine/"dog"/"large.png", (20, 16))
+    line = refused("distill", "--dataset", mine, *SMALL)
+    assert "mixed sizes" in line and "16x16" in line and "20x16" in line and "large.png" in line and "@SIDE" in line
+    assert load_dataset(f"{mine}@16").shape == (3, 16, 16)
+
+
+def test_pictures_that_are_not_square(refused, bench):
+    mine = tree(bench/"mine", n=3, size=(12, 10))
+    assert "@S" in refused("distill", "--dataset", mine, *SMALL, here=mine)
+    assert load_dataset(f"{mine}@8").shape == (3, 8, 8)
+
+
+def test_mixed_modes_are_converted(bench):
+    mine = tree(bench/"mine", n=3)
+    for mode in ("L", "RGBA", "P", "LA", "1", "I;16"): picture(mine/"cat"/f"mode-{mode.replace(';', '')}.png", mode=mode)
+    picture(mine/"dog"/"cmyk.jpg", mode="CMYK")
+    made = load_dataset(str(mine))
+    assert made.shape == (3, 16, 16) and len(made.images) + len(made.test_images) == 13
+    assert main(["distill", "--dataset", str(mine), *SMALL]) == 0
+
+
+@pytest.mark.parametrize("left", [0, 40, 0.5], ids=["nothing", "the head", "half"])
+def test_truncated_picture(refused, bench, left):
+    mine = tree(bench/"mine", n=3)
+    file = mine/"dog"/"01.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:left if left != 0.5 else len(whole) // 2])
+    line = refused("distill", "--dataset", mine, *SMALL)
+    assert "cannot read image" in line and str(Path("dog")/"01.png") in line
+    file.write_bytes(whole)
+    assert main(["distill", "--dataset", str(mine), *SMALL]) == 0
+
+
+def test_more_images_than_a_class_has(refused, bench):
+    mine = tree(bench/"mine", n=4)
+    load_dataset(str(mine)) # decoded images are kept
+    line = refused("distill", "--dataset", mine, *SMALL, "--ipc", "4")
+    assert "ipc = 4" in line and "3 training images of class 'cat'" in line and "init = 'noise'" in line
+    assert main(["distill", "--dataset", str(mine), *SMALL, "--ipc", "4", "--init", "noise"]) == 0
+
+
+def test_pixels_that_are_not_finite():
+    x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1])
+    good = dict(images=x, labels=y, test_images=x, test_labels=y, classes=("a", "b"))
+    assert from_tensors("mine", **good).shape == (1, 8, 8)
+    x = x.clone(); x[2, 0, 3, 3] = float("nan")
+    for part in ("images", "test_images"):
+        with pytest.raises(UserError, match="NaN.*image 2"): from_tensors("mine", **{**good, part: x})
+    with pytest.raises(UserError, match="run from 0 to 255|run from"): from_tensors("mine", **{**good, "images": good["images"] * 255})
+    with pytest.raises(UserError, match="2 classes"): from_tensors("mine", **{**good, "labels": y + 1})
+
+
+def test_own_pictures_from_folder_to_report(bench, capfd):
+    "No download: the outliers and the OOD sets come with scikit-image."
+    for name, size, asked in (("square", (16, 16), ""), ("oblong", (12, 10), "@16")):
+        mine = f"{tree(bench/name, size=size)}{asked}"
+        before = content(bench/name)
+        assert main(["distill", "--dataset", mine, "--outliers", "poe", *SMALL, "--out", f"{name}.safetensors"]) == 0, capfd.readouterr().err
+        assert main(["evaluate", f"{name}.safetensors", "--out", f"report-{name}", "--device", "cpu"]) == 0, capfd.readouterr().err
+        syn, report = DistilledSet.load(f"{name}.safetensors"), Report.load(f"report-{name}")
+        assert syn.shape == (3, 16, 16) and syn.classes == ("cat", "dog") and len(syn.outliers) == 2
+        assert report.sources["in"]["n"] == 4 and set(report.ood_values) == {"skimage-textures", "skimage-faces", "skimage-text", "gaussian", "uniform"}
+        assert sorted(content(bench/f"report-{name}")) == ["logits.safetensors", "ood.csv", "report.json"]
+        assert content(bench/name) == before
+
+
+# --- where to write
+
+@pytest.fixture(params=["a file in the way", "/proc"])
+def nowhere(request, bench):
+    "A folder that cannot be made, whoever asks."
+    if request.param == "/proc" and not os.path.isdir("/proc/self"): pytest.skip("no /proc here")
+    (bench/"file").write_text("in the way")
+    return bench/"file"/"folder" if request.param != "/proc" else Path("/proc/none/folder")
+
+
+def test_unwritable_folder(refused, finished, bench, nowhere):
+    finished.save(bench/"set.safetensors")
+    (bench/"nbs"/"paper").mkdir(parents=True)
+    notebook(bench/"nbs"/"paper"/"fig01_good.ipynb", GOOD)
+    for words in (["distill", *SMALL, "--runs", nowhere], ["distill", *SMALL, "--out", nowhere/"x.safetensors"],
+                  ["evaluate", "set.safetensors", "--out", nowhere], ["paper", "--preset", "smoke", "--out", nowhere]):
+        line = refused(*words)
+        assert "cannot write" in line and str(nowhere) in line
+
+
+def test_out_is_a_folder(refused, bench):
+    (bench/"there").mkdir()
+    assert "there" in refused("distill", *SMALL, "--out", "there")
+
+
+def full_disk(monkeypatch, after=0):
+    "From the call number `after` on, nothing reaches the disk."
+    calls, real = [], os.fsync
+    def fsync(handle):
+        calls.append(handle)
+        if len(calls) > after: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle)
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_full_disk(refused, finished, bench, monkeypatch):
+    finished.save(bench/"set.safetensors")
+    full_disk(monkeypatch)
+    for words in (["distill", *SMALL], ["distill", *SMALL, "--out", "out/x.safetensors"], ["evaluate", "set.safetensors", "--out", "report"]):
+        assert "No space left on device" in refused(*words)
+    with pytest.raises(UserError, match="No space left"): finished.save(bench/"set.safetensors")
+    assert DistilledSet.load(bench/"set.safetensors").shape == (1, 8, 8) # the older file is untouched
+
+
+@pytest.mark.parametrize("after", range(1, 5))
+def test_disk_fills_up_on_the_way(bench, monkeypatch, capfd, after):
+    "What was written before is whole, what was not is not there; with room again the same command finishes."
+    with monkeypatch.context() as m:
+        full_disk(m, after)
+        status, err = main(["distill", *SMALL, "--out", "x.safetensors"]), capfd.readouterr().err
+    assert status == 2 and "No space left on device" in err.splitlines()[-1] and "Traceback" not in err
+    left = content(bench)
+    assert not [name for name in left if ".part" in name or "probe" in name]
+    for name, data in left.items():
+        if name.endswith(".json"): json.loads(data)
+        if name.endswith(".safetensors"): DistilledSet.load(name)
+    assert main(["distill", *SMALL, "--out", "x.safetensors"]) == 0
+    assert DistilledSet.load("x.safetensors").shape == (1, 8, 8)
+
+
+# --- files that are not what they should be
+
+def damaged(syn, how):
+    "The bytes of a distilled set to which something has happened."
+    folder = Path("work"); folder.mkdir()
+    syn.save(folder/"whole"); whole = (folder/"whole").read_bytes()
+    made = {"cut short": whole[:-100], "cut in the head": whole[:60], "empty": b"", "a text": b"not a tensor in sight",
+            "another format": whole.replace(b'\\"format\\": 1', b'\\"format\\": 9'), "foreign": tensor_bytes({"x": torch.zeros(2)}),
+            "hollow": tensor_bytes({"images": syn.images}, {"trustdd": '{"format": 1}'}), "a list": tensor_bytes({"images": syn.images}, {"trustdd": "[1]"})}
+    if how == "a pickle": torch.save(dict(images=syn.images), folder/"pickle"); made[how] = (folder/"pickle").read_bytes()
+    if how == "NaN": replace(syn, images=syn.images * float("nan")).save(folder/"nan"); made[how] = (folder/"nan").read_bytes()
+    if how == "strange labels": replace(syn, labels=syn.labels + 5).save(folder/"odd"); made[how] = (folder/"odd").read_bytes()
+    if how == "no labels": replace(syn, labels=syn.labels[:3]).save(folder/"odd"); made[how] = (folder/"odd").read_bytes()
+    shutil.rmtree(folder)
+    return made[how]
+
+
+BROKEN = {"cut short": "cut short", "cut in the head": "cut short", "empty": "cut short", "a text": "not a safetensors file", "a pickle": "not a safetensors file",
+          "another format": "format version 9; this version reads 1", "foreign": "not a distilled set", "hollow": "lacks classes, mean, std, provenance", "a list": "not a distilled set",
+          "NaN": "not finite", "strange labels": "labels outside its 10 classes", "no labels": "fitting shapes"}
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_distilled_set(refused, finished, bench, how):
+    (bench/"set.safetensors").write_bytes(damaged(finished, how))
+    line = refused("evaluate", "set.safetensors", "--out", "report")
+    assert "set.safetensors" in line and BROKEN[how] in line
+
+
+def begun(exp=None):
+    "The folder of a run in the store, with its configuration in it."
+    exp = exp or Experiment(dataset="digits", **FIELDS)
+    folder = Path("runs")/run_name(exp)
+    folder.mkdir(parents=True)
+    (folder/"config.json").write_text(json.dumps(to_dict(exp), indent=1) + "\n")
+    (folder/".lock").touch()
+    return folder
+
+
+def test_run_folder_of_another_configuration(refused):
+    folder = begun()
+    config = json.loads((folder/"config.json").read_text())
+    (folder/"config.json").write_text(json.dumps(dict(config, lam=0.9, width=16)))
+    line = refused("distill", *SMALL)
+    assert "another experiment" in line and "lam: 0.9 there, 0.5 asked" in line and "width: 16 there, 8 asked" in line
+    for text, said in (("{", "not readable"), ("[]", "cannot read"), (json.dumps(dict(config, colour="red")), "colour")):
+        (folder/"config.json").write_text(text)
+        line = refused("distill", *SMALL)
+        assert said in line and "config.json" in line
+
+
+def test_distilled_set_of_another_run(refused, finished):
+    "Copied by hand into a run's folder: its own configuration gives it away."
+    folder = begun()
+    finished.save(folder/"distilled.safetensors")
+    assert "outliers: 'poe' there, 'none' asked" in refused("distill", *SMALL)
+
+
+@pytest.mark.parametrize("how", ["a text", "cut short", "foreign", "hollow", "another run's"])
+def test_broken_checkpoint(refused, finished, how):
+    from trustdd.distillation import save_checkpoint
+    from trustdd.gradient_matching import start
+    exp, folder = Experiment(dataset="digits", **FIELDS), begun()
+    state, file = start(exp, load_dataset("digits")), folder/"checkpoint.safetensors"
+    save_checkpoint(state, exp if how != "another run's" else replace(exp, lam=0.9), file)
+    if how == "cut short": file.write_bytes(file.read_bytes()[:-100])
+    if how == "a text": file.write_text("nothing to go on with")
+    if how == "foreign": file.write_bytes(tensor_bytes({"x": torch.zeros(2)}))
+    if how == "hollow": file.write_bytes(tensor_bytes({"images": state.images}, {"checkpoint": json.dumps(dict(experiment=to_dict(exp)))}))
+    line = refused("distill", *SMALL)
+    assert "checkpoint.safetensors" in line and ("lam: 0.9 there" in line if how == "another run's" else "delete" in line)
+    file.unlink()
+    assert main(["distill", *SMALL]) == 0
+
+
+def test_broken_report(capfd):
+    "The list goes on; whoever wants the numbers is told which file is broken."
+    folder = begun()
+    (folder/"report.json").write_text("{")
+    assert main(["list"]) == 0 and capfd.readouterr().out.startswith("damaged")
+    run = load_or_run(Experiment(dataset="digits", **FIELDS), "runs")
+    with pytest.raises(UserError, match="report.json.*not a report"): run.report
+
+
+# --- notebooks
+
+GOOD = """import json
+from pathlib import Path
+Path(out, "{name}.json").write_text(json.dumps(dict(verdict="The claim held: 1 > 0", preset=preset)))"""
+
+def notebook(path, body):
+    "A small figure: a cell of parameters, and one that does something."
+    cells = [nbformat.v4.new_code_cell('preset:str = "quick"\nout:str = ""', metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell(body.replace("{name}", path.stem.split("_")[0]))]
+    meta = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=meta), path)
+
+
+@pytest.fixture
+def atlas(bench):
+    folder = bench/"nbs"/"paper"
+    folder.mkdir(parents=True)
+    notebook(folder/"fig01_good.ipynb", GOOD)
+    notebook(folder/"tab01_broken.ipynb", "raise ValueError('no ink')")
+    return folder
+
+
+def test_a_failing_notebook_does_not_stop_the_others(atlas, bench, capfd):
+    "The broken table comes first, the figure is made all the same."
+    assert main(["paper", "--preset", "smoke"]) == 1
+    out, err = capfd.readouterr()
+    assert "fig01  made. The claim held" in out and "tab01  FAILED: ValueError: no ink" in out and "1 of 2 made" in out
+    assert "Traceback" not in err
+    made = bench/"figures"/"smoke"
+    assert (made/"fig01.json").exists() and not list(made.glob("tab01*")) and not (made/".stamps"/"tab01").exists()
+
+
+def test_wrong_words_to_paper(refused, atlas):
+    line = refused("paper", "--preset", "smoke", "--only", "fig01,fig99")
+    assert "fig99" in line and "fig01, tab01" in line
+    assert "runs" in refused("paper", "--preset", "smoke", "--runs", "elsewhere") # these notebooks have no such parameter
+
+
+def test_unknown_parameter_of_a_notebook(atlas, bench):
+    "papermill itself would only warn, and run with the defaults."
+    before = content(bench)
+    with pytest.raises(UserError, match="colour.*choose one of: preset, out"): paper("smoke", parameters=dict(colour="red"), progress=False)
+    assert content(bench) == before and not (bench/"figures").exists()
+
+
+def test_a_project_without_notebooks(refused):
+    assert "no notebooks" in refused("paper", "--preset", "smoke")
+
+
+# --- the same from a shell
+
+def shell(*words, **kw):
+    "The installed command."
+    script = Path(sys.executable).with_name("trustdd")
+    start = [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from trustdd.cli import main; sys.exit(main())"]
+    return subprocess.run([*start, *map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, **kw)
+
+
+def test_shell_wrong_word(bench):
+    done = shell("distill", "--dataset", "nosuch", "--device", "cpu")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("trustdd: ") and done.stderr.count("\n") == 1 and "nosuch" in done.stderr
+    assert list(content(bench)) == ["settings.ini"]
+
+
+def test_shell_file_too_large(bench):
+    "The system itself refuses to write more than 2 kB to a file: the set does not fit, and no part of it stays."
+    resource = pytest.importorskip("resource")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+    done = shell("distill", *SMALL, preexec_fn=limit, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "cannot write" in done.stderr.splitlines()[-1] and os.strerror(errno.EFBIG) in done.stderr
+    assert not [n for n in content(bench) if n.endswith((".safetensors", ".part"))]
