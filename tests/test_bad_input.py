@@ -153,6 +153,12 @@ def test_debug_shows_the_traceback():
     with pytest.raises(UserError, match="dsaa"): main(["distill", "--method", "dsaa", "--debug"])
 
 
+@pytest.mark.parametrize("ood, said", [(("nosuch",), "nosuch"), (("gaussian", "digits"), "in-distribution")], ids=str)
+def test_ood_sets_are_looked_at_before_anything_is_computed(bench, ood, said):
+    with pytest.raises(UserError, match=said): load_or_run(Experiment(dataset="digits", ood=ood, **FIELDS), device="cpu", progress=False)
+    assert list(content(bench)) == ["settings.ini"]
+
+
 def test_unknown_field_in_python():
     from trustdd.config import experiment
     with pytest.raises(UserError, match="colour.*dataset, method"): experiment(colour="red")
@@ -290,7 +296,7 @@ def test_full_disk(refused, finished, bench, monkeypatch):
     assert DistilledSet.load(bench/"set.safetensors").shape == (1, 8, 8) # the older file is untouched
 
 
-@pytest.mark.parametrize("after", range(1, 5))
+@pytest.mark.parametrize("after", range(1, 6))
 def test_disk_fills_up_on_the_way(bench, monkeypatch, capfd, after):
     "What was written before is whole, what was not is not there; with room again the same command finishes."
     with monkeypatch.context() as m:

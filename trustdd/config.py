@@ -8,7 +8,7 @@ __all__ = ['LOOPS', 'PAPER', 'PRESETS', 'METHODS', 'OUTLIERS', 'STRATEGY', 'FOUR
            'atomic_write', 'writable', 'loops', 'Experiment', 'whole', 'experiment', 'to_dict', 'overrides', 'run_name']
 
 # %% ../nbs/00_config.ipynb #197abe74
-import hashlib, json, os
+import hashlib, json, os, tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -94,9 +94,11 @@ def writable(
     folder, # made if it is not there
 ) -> Path:
     "The folder, proved to be one that files can be written into; raises `UserError` if not."
-    probe = Path(folder)/f".probe-{os.getpid()}"
-    atomic_write(probe, b"can this be written?")
-    probe.unlink()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f: # one without a name: a kill leaves nothing
+            f.write(b"can this be written?"); f.flush(); os.fsync(f.fileno())
+    except OSError as e: raise UserError(f"cannot write into {folder}: {e.strerror or e}") from e
     return Path(folder)
 
 # %% ../nbs/00_config.ipynb #0057339d
@@ -112,7 +114,7 @@ def loops(
 PAPER = dict(dataset="cifar10", iterations=1000, batch_real=256, batch_net=256, width=128, depth=3, n_nets=5, epochs=1000, full_epochs=200, n_test=0)
 PRESETS = {
     "smoke": dict(dataset="digits", iterations=2, outer=2, inner=1, batch_real=16, batch_net=64, width=8, depth=2, n_nets=2, epochs=4, full_epochs=1, n_test=50),
-    "quick": dict(dataset="digits", iterations=20, outer=10, inner=5, batch_real=64, batch_net=256, width=32, depth=2, n_nets=3, epochs=200, full_epochs=10, n_test=0),
+    "quick": dict(dataset="digits", iterations=10, outer=10, inner=5, batch_real=64, batch_net=256, width=32, depth=2, n_nets=3, epochs=200, full_epochs=10, n_test=0),
     "cifar": dict(dataset="cifar10", iterations=20, outer=10, inner=10, batch_real=64, batch_net=256, width=32, depth=3, n_nets=3, epochs=300, full_epochs=5, n_test=1000),
     "paper": PAPER,
 }

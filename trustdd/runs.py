@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .config import Experiment, UserError, atomic_write, experiment, pick_device, run_name, runs_root, to_dict, writable
 from .data import load_dataset
-from .distillation import DistilledSet, check_same, distill, provenance
+from .distillation import DistilledSet, check_same, distill, load_checkpoint, provenance
 from .evaluation import Logits, Report, collect_logits, outside_sets, report_from_logits
 from .gradient_matching import start
 from .poe import outlier_pool
@@ -71,6 +71,7 @@ def compute(
 def _distilled(exp, dataset, folder, device, root, progress, every):
     file, checkpoint, losses = folder/"distilled.safetensors", folder/"checkpoint.safetensors", []
     if file.exists(): return _found(exp, file, checkpoint)
+    if checkpoint.exists(): losses = load_checkpoint(checkpoint, exp, "cpu")[0].losses # perhaps it has all iterations
     keep = lambda state: losses.__setitem__(slice(None), state.losses)
     syn = distill(exp, dataset, device, root, checkpoint, every, keep, progress)
     atomic_write(folder/"log.jsonl", "".join(json.dumps(dict(iteration=i + 1, loss=a, loss_outliers=b)) + "\n" for i, (a, b) in enumerate(losses)))
@@ -113,7 +114,7 @@ def _possible(exp, folder, device, root):
 def _claimed(exp, folder):
     "Hold the folder's lock, with the configuration written into it."
     with FileLock(writable(folder)/".lock"):
-        for half in folder.glob(".[!.]*.part"): half.unlink(missing_ok=True)
+        for half in folder.glob(".*.part"): half.unlink(missing_ok=True)
         if not _finished(exp, folder): atomic_write(folder/"config.json", json.dumps(to_dict(exp), indent=1) + "\n")
         yield
 

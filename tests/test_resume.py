@@ -1,0 +1,260 @@
+"A run may be killed at any moment: started again, it ends with the same bytes. Two that ask for one run share it. Chance and clock decide nothing."
+import itertools, json, os, random, re, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trustdd.cli import main
+from trustdd.config import Experiment, run_name, to_dict
+from trustdd.distillation import DistilledSet, distill, load_checkpoint
+from trustdd.runs import load_or_run, run_all
+
+ROOT = Path(__file__).resolve().parent.parent
+EXP = Experiment(dataset="digits", outliers="poe", preset="smoke", ipc=1, iterations=4, n_nets=1, epochs=3, n_test=20, ood=("gaussian", "skimage-text"))
+
+# A process that reads requests, one line each, and forks a child for every run asked for: torch is imported once, and a fork can be killed.
+# "die" names a function and the number of the call in which the child sends itself SIGKILL; "mark" is a file with a line for each computation.
+SERVER = """
+import itertools, json, os, signal, sys, time, torch
+import trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training
+from trustdd.config import experiment
+
+def deadly(holder, name, number, pause=0):
+    function, count = getattr(holder, name), itertools.count(1)
+    def call(*a, **kw):
+        if next(count) == number: time.sleep(pause); os.kill(os.getpid(), signal.SIGKILL)
+        return function(*a, **kw)
+    setattr(holder, name, call)
+
+def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=None):
+    torch.set_num_threads(threads); torch.manual_seed(seed)
+    while wait_for and not os.path.exists(wait_for): time.sleep(0.01)
+    if mark:
+        compute = trustdd.runs.compute
+        def marked(*a, **kw):
+            with open(mark, "a") as f: f.write(f"{os.getpid()}\\n")
+            return compute(*a, **kw)
+        trustdd.runs.compute = marked
+    if die:
+        holder = dict(os=os, gradient_matching=trustdd.gradient_matching, training=trustdd.training, evaluation=trustdd.evaluation, runs=trustdd.runs)[die[0]]
+        deadly(holder, *die[1:], pause)
+    trustdd.runs.load_or_run(experiment(**exp), store, "cpu", progress=False, every=0)
+
+import pandas, sklearn.metrics, torch._dynamo, torch.utils.flop_counter # what a child would load
+for name in ("gaussian", "skimage-text"): trustdd.data.load_ood(name, trustdd.data.load_dataset("digits").shape)
+
+for line in sys.stdin:
+    pids = []
+    for request in json.loads(line):
+        pids.append(os.fork())
+        if not pids[-1]:
+            status = 1
+            try: child(**request); status = 0
+            except BaseException: sys.excepthook(*sys.exc_info())
+            finally: sys.stderr.flush(); os._exit(status)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+"""
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def ask():
+    "`ask(request, ...)` runs the requests side by side in processes of their own and returns their exit statuses."
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT)
+    def request(*requests):
+        server.stdin.write(json.dumps([dict(dict(exp=to_dict(EXP)), **{k: str(v) if isinstance(v, Path) else v for k, v in r.items()}) for r in requests]) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+    yield request
+    server.stdin.close()
+    server.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def straight(ask, tmp_path_factory):
+    "The folder of an uninterrupted run."
+    store = tmp_path_factory.mktemp("straight")
+    assert ask(dict(store=store)) == [0]
+    return store/run_name(EXP)
+
+
+def numbers(folder):
+    "All that a report says but how long it took and where it was made."
+    return {k: v for k, v in json.loads((folder/"report.json").read_text()).items() if k != "runs"}
+
+
+def same(folder, other):
+    "Two runs gave the same: to the byte, but for the seconds kept in report and logits."
+    for name in ("config.json", "distilled.safetensors", "log.jsonl", "ood.csv"): assert (folder/name).read_bytes() == (other/name).read_bytes(), name
+    assert numbers(folder) == numbers(other)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in other.iterdir())
+
+
+# Every file is written beside, forced to the disk (fsync) and renamed. In order: a probe without a name, the configuration,
+# four checkpoints, the losses, the set, the logits, the table, the report. A matching step is one call for each class and side.
+MATCHES = 2 * 10 * EXP.outer
+FILES = ("config", "checkpoint 1", "checkpoint 2", "checkpoint 3", "checkpoint 4", "log", "distilled", "logits", "ood", "report")
+MOMENTS = {
+    "in the probe": ("os", "fsync", 1),
+    **{f"before {name} is on the disk": ("os", "fsync", FILES.index(name) + 2) for name in ("config", "checkpoint 1", "distilled", "report")},
+    **{f"before {name} is renamed": ("os", "replace", FILES.index(name) + 1) for name in FILES if name != "checkpoint 3"},
+    "in the first iteration": ("gradient_matching", "match", 7),
+    "in the third iteration": ("gradient_matching", "match", 2 * MATCHES + 7),
+    "with the set there": ("runs", "train", 1),
+    "in training": ("training", "step_size", 2),
+    "in judging": ("evaluation", "predict", 2),
+}
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_started_again(ask, straight, tmp_path, moment):
+    folder = tmp_path/run_name(EXP)
+    assert ask(dict(store=tmp_path, die=MOMENTS[moment])) == [-signal.SIGKILL]
+    assert not (folder/"report.json").exists()
+    for p in folder.glob("[a-z]*"): # whatever has its name is whole
+        if p.suffix == ".json": json.loads(p.read_text())
+        if p.name == "distilled.safetensors": DistilledSet.load(p)
+        if p.name == "checkpoint.safetensors": load_checkpoint(p, EXP, "cpu")
+    assert ask(dict(store=tmp_path, seed=1)) == [0]
+    same(folder, straight)
+
+
+def test_killed_again_and_again(ask, straight, tmp_path):
+    "Each start gets a little further than the one before."
+    for number in itertools.count(3):
+        status, = ask(dict(store=tmp_path, die=("os", "replace", number)))
+        if status == 0: break
+        assert status == -signal.SIGKILL and number < 12
+    assert number > 5
+    same(tmp_path/run_name(EXP), straight)
+
+
+def test_work_done_before_a_kill_is_not_done_again(ask, straight, tmp_path):
+    "Killed after three of four iterations it has one left: it never gets to the mine in the second."
+    assert ask(dict(store=tmp_path, die=("gradient_matching", "match", 3 * MATCHES + 1))) == [-signal.SIGKILL]
+    assert load_checkpoint(tmp_path/run_name(EXP)/"checkpoint.safetensors", EXP, "cpu")[0].iteration == 3
+    assert ask(dict(store=tmp_path, die=("gradient_matching", "match", MATCHES + 1))) == [0]
+    same(tmp_path/run_name(EXP), straight)
+
+
+def test_as_many_threads_as_it_began_with(ask, straight, tmp_path):
+    "Sums in another order round differently, so the number of threads is part of the checkpoint."
+    assert ask(dict(store=tmp_path, die=("os", "replace", 3))) == [-signal.SIGKILL]
+    assert ask(dict(store=tmp_path, threads=2)) == [0]
+    assert (tmp_path/run_name(EXP)/"distilled.safetensors").read_bytes() == (straight/"distilled.safetensors").read_bytes()
+
+
+def test_in_two_halves(tmp_path):
+    "Stopped in the middle and continued in the same process, with other random numbers about."
+    class Enough(Exception): pass
+    def stop(state):
+        if state.iteration == 3: raise Enough # before the checkpoint of this iteration is written
+    torch.manual_seed(1)
+    with pytest.raises(Enough): distill(EXP, device="cpu", checkpoint=tmp_path/"c", every=0, on_step=stop, progress=False)
+    assert load_checkpoint(tmp_path/"c", EXP, "cpu")[0].iteration == 2
+    torch.manual_seed(2)
+    distill(EXP, device="cpu", checkpoint=tmp_path/"c", every=0, progress=False).save(tmp_path/"halves")
+    distill(EXP, device="cpu", progress=False).save(tmp_path/"whole")
+    assert (tmp_path/"halves").read_bytes() == (tmp_path/"whole").read_bytes()
+
+
+def test_interrupted_by_the_user(tmp_path, capfd, monkeypatch):
+    def interrupt(*a, **kw): raise KeyboardInterrupt
+    words = f"distill --preset smoke --ipc 1 --device cpu --runs {tmp_path}".split()
+    with monkeypatch.context() as m:
+        m.setattr("trustdd.gradient_matching.matching_step", interrupt)
+        assert main(words) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; the same command continues"
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", interrupt)
+        assert main(words) == 130
+    assert not list(tmp_path.rglob("*.part"))
+    assert main(words) == 0
+
+
+def test_killed_from_a_shell(tmp_path):
+    "The installed command, killed while its bar moves."
+    script = Path(sys.executable).with_name("trustdd")
+    start = [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from trustdd.cli import main; sys.exit(main())"]
+    words = "distill --dataset digits --outliers oe --preset smoke --ipc 1 --iterations 30 --device cpu --runs".split()
+    exp = Experiment(dataset="digits", outliers="oe", preset="smoke", ipc=1, iterations=30)
+    run = subprocess.Popen([*start, *words, str(tmp_path/"killed")], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    seen = b""
+    while not re.search(rb" [1-9]\d*/30 ", seen):
+        byte = run.stderr.read(1)
+        assert byte, seen.decode()
+        seen += byte
+    run.kill()
+    assert run.wait(timeout=20) == -signal.SIGKILL
+    file = Path(run_name(exp), "distilled.safetensors")
+    assert (tmp_path/"killed"/file).with_name("config.json").exists() and not (tmp_path/"killed"/file).exists()
+    for store in ("killed", "straight"): assert main([*words, str(tmp_path/store)]) == 0
+    assert (tmp_path/"killed"/file).read_bytes() == (tmp_path/"straight"/file).read_bytes()
+
+
+# --- two at once
+
+def test_two_that_ask_for_one_run_compute_it_once(ask, straight, tmp_path):
+    mark = tmp_path/"mark"
+    assert ask(*(dict(store=tmp_path/"store", mark=mark) for _ in range(3))) == [0, 0, 0]
+    assert len(mark.read_text().split()) == 1
+    same(tmp_path/"store"/run_name(EXP), straight)
+
+
+def test_who_waits_takes_over_from_who_is_killed(ask, straight, tmp_path):
+    "The first process has the folder and is killed while the second waits for it."
+    mark, store = tmp_path/"mark", tmp_path/"store"
+    first = dict(store=store, mark=mark, die=("gradient_matching", "match", MATCHES + 1), pause=0.5)
+    assert ask(first, dict(store=store, mark=mark, wait_for=mark)) == [-signal.SIGKILL, 0]
+    assert len(set(mark.read_text().split())) == 2
+    same(store/run_name(EXP), straight)
+
+
+def test_asked_again_nothing_is_computed(straight, monkeypatch):
+    def never(*a, **kw): raise AssertionError("computed again")
+    for name in ("compute", "distill", "train", "load_dataset"): monkeypatch.setattr(f"trustdd.runs.{name}", never)
+    times = {p: p.stat().st_mtime_ns for p in straight.iterdir()}
+    store = straight.parents[len(Path(run_name(EXP)).parts) - 1]
+    run, = run_all([EXP], store)
+    assert load_or_run(EXP, store).report.accuracy == run.report.accuracy and len(run.losses) == EXP.iterations
+    assert times == {p: p.stat().st_mtime_ns for p in straight.iterdir()}
+
+
+# --- chance and clock
+
+def test_neither_chance_nor_clock(straight, tmp_path, monkeypatch):
+    "Other states of every global generator, and a clock that leaps, change no byte."
+    ticks = itertools.count(0, 1000)
+    with monkeypatch.context() as m:
+        for name in ("time", "monotonic", "perf_counter"): m.setattr(time, name, lambda: float(next(ticks)))
+        torch.manual_seed(12345); np.random.seed(12345); random.seed(12345)
+        run = load_or_run(EXP, tmp_path, "cpu", progress=False)
+    same(run.folder, straight)
+
+
+def test_the_order_of_other_work_changes_nothing(straight, tmp_path):
+    "Another experiment before it in the same process leaves no trace."
+    from dataclasses import replace
+    load_or_run(replace(EXP, seed=5, outliers="none", opc=0), tmp_path, "cpu", progress=False)
+    same(load_or_run(EXP, tmp_path, "cpu", progress=False).folder, straight)
+
+
+@pytest.mark.parametrize("fields", [dict(method="dc", strategy="none", epochs=2), dict(outliers="oe"), dict(outliers="none", opc=0), dict(method="random"),
+                                    dict(norm="batch"), dict(init="noise"), dict(metric="mse")], ids=str)
+def test_two_fresh_runs_give_the_same_bytes(tmp_path, fields):
+    from dataclasses import replace
+    exp = replace(EXP, iterations=1, **fields)
+    for name, seed in (("a", 1), ("b", 2)):
+        torch.manual_seed(seed)
+        distill(exp, device="cpu", progress=False).save(tmp_path/name)
+    assert (tmp_path/"a").read_bytes() == (tmp_path/"b").read_bytes()
