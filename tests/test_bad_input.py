@@ -160,8 +160,8 @@ def test_ood_sets_are_looked_at_before_anything_is_computed(bench, ood, said):
 
 
 def test_unknown_field_in_python():
-    from trustdd.config import experiment
-    with pytest.raises(UserError, match="colour.*dataset, method"): experiment(colour="red")
+    from trustdd.config import Experiment
+    with pytest.raises(UserError, match="colour.*dataset, method"): Experiment(colour="red")
 
 
 # --- the user's own pictures

@@ -19,7 +19,7 @@ EXP = Experiment(dataset="digits", outliers="poe", preset="smoke", ipc=1, iterat
 SERVER = """
 import itertools, json, os, signal, sys, time, torch
 import trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training
-from trustdd.config import experiment
+from trustdd.config import Experiment
 
 def deadly(holder, name, number, pause=0):
     function, count = getattr(holder, name), itertools.count(1)
@@ -40,8 +40,9 @@ def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=
     if die:
         holder = dict(os=os, gradient_matching=trustdd.gradient_matching, training=trustdd.training, evaluation=trustdd.evaluation, runs=trustdd.runs)[die[0]]
         deadly(holder, *die[1:], pause)
-    trustdd.runs.load_or_run(experiment(**exp), store, "cpu", progress=False, every=0)
+    trustdd.runs.load_or_run(Experiment(**exp), store, "cpu", progress=False, every=0)
 
+trustdd.distillation.commit = lambda: "a commit"
 import pandas, sklearn.metrics, torch._dynamo, torch.utils.flop_counter # what a child would load
 for name in ("gaussian", "skimage-text"): trustdd.data.load_ood(name, trustdd.data.load_dataset("digits").shape)
 
@@ -60,7 +61,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread_and_one_commit(monkeypatch):
+    "What a file says about its making stays the same if somebody commits during the tests."
+    monkeypatch.setattr("trustdd.distillation.commit", lambda: "a commit")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

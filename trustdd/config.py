@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['LOOPS', 'PAPER', 'PRESETS', 'METHODS', 'OUTLIERS', 'STRATEGY', 'FOUR', 'CORRUPTION_NAMES', 'CHOICES', 'MAIN',
            'UserError', 'check_choice', 'stream', 'pick_device', 'project_root', 'data_root', 'runs_root',
-           'atomic_write', 'writable', 'loops', 'Experiment', 'whole', 'experiment', 'to_dict', 'overrides', 'run_name']
+           'atomic_write', 'writable', 'loops', 'Experiment', 'whole', 'to_dict', 'overrides', 'run_name']
 
 # %% ../nbs/00_config.ipynb #197abe74
 import hashlib, json, os, tempfile
 from dataclasses import asdict, dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def check_choice(
     choices,      # what can be asked for
 ):
     "Return `value` if it is among `choices`, else raise `UserError`."
-    if value in choices: return value
+    if isinstance(value, (str, int, float)) and value in choices: return value
     raise UserError(f"{field} = {value!r} is unknown; choose one of: {', '.join(map(str, choices))}")
 
 # %% ../nbs/00_config.ipynb #22a23662
@@ -178,11 +179,12 @@ class Experiment:
 # %% ../nbs/00_config.ipynb #cfc3e91f
 def _fill(exp):
     "Replace every None by what the preset and the method say."
-    put = lambda **kw: [object.__setattr__(exp, k, v) for k, v in kw.items() if getattr(exp, k) is None]
+    set_ = lambda k, v: object.__setattr__(exp, k, v)
+    put = lambda **kw: [set_(k, v) for k, v in kw.items() if getattr(exp, k) is None]
     check_choice("preset", exp.preset, PRESETS)
     check_choice("method", exp.method, METHODS)
-    for k in ("corruptions", "ood"):
-        if getattr(exp, k) is not None: object.__setattr__(exp, k, tuple(getattr(exp, k)))
+    for k in ("corruptions", "ood"): set_(k, _names(k, getattr(exp, k)))
+    if isinstance(exp.dataset, str) and "/" in exp.dataset: set_("dataset", str(Path(exp.dataset).expanduser().resolve()))
     whole("ipc", exp.ipc, 1)
     p = dict(PRESETS[exp.preset])
     outer, inner = loops(exp.ipc)
@@ -193,6 +195,15 @@ def _fill(exp):
     put(epochs=p["epochs"] if exp.strategy != "none" else min(p["epochs"], 300))
     put(**{"outer": outer, "inner": inner, **p})
     put(aux="", ood=())
+
+# %% ../nbs/00_config.ipynb #1df80d28
+def _names(field, value):
+    "A tuple of names from a list, or from a text with commas; None stays."
+    if value is None: return None
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
+        raise UserError(f"{field} = {value!r} must be a list of names")
+    return tuple(p for p in parts if p)
 
 # %% ../nbs/00_config.ipynb #86cca00a
 def whole(field, value, least):
@@ -208,8 +219,12 @@ def _validate(exp):
     for k in "momentum_img momentum_eval lam weight_decay".split(): _number(k, getattr(exp, k))
     for k in "align_corners distill_outliers".split(): check_choice(k, getattr(exp, k), (True, False))
     for name in exp.corruptions: check_choice("corruptions", name, CORRUPTION_NAMES)
+    for k in ("strategy", "aux"):
+        if not isinstance(getattr(exp, k), str): raise UserError(f"{k} = {getattr(exp, k)!r} must be a text")
     for part in exp.strategy.split("_"): check_choice("strategy", part, ("none", *STRATEGY.split("_")))
     if not exp.dataset or not isinstance(exp.dataset, str): raise UserError(f"dataset = {exp.dataset!r} must be a name or a folder")
+    if "none" in exp.strategy.split("_") and exp.strategy != "none": raise UserError(f"strategy = {exp.strategy!r} joins none with something; choose either")
+    if exp.aux and exp.outliers != "oe": raise UserError(f"aux = {exp.aux!r} with outliers = {exp.outliers!r}; auxiliary images are for oe")
     if exp.method == "dc" and exp.strategy != "none": raise UserError(f"strategy = {exp.strategy!r} with method = 'dc': that is method = 'dsa'")
     if exp.outliers == "none" and exp.opc: raise UserError(f"opc = {exp.opc} with outliers = 'none'; choose oe or poe")
     if exp.outliers != "none" and not exp.opc: raise UserError(f"opc = 0 with outliers = {exp.outliers!r}; choose outliers = none, or 1 or more")
@@ -222,11 +237,15 @@ def _number(field, value, above=None):
         raise UserError(f"{field} = {value!r} must be a finite number, {'above 0' if above == 0 else '0 or more'}")
 
 # %% ../nbs/00_config.ipynb #88369748
-def experiment(**given) -> Experiment:
-    "An `Experiment` from keywords; an unknown one raises `UserError` that lists the fields."
-    names = [f.name for f in fields(Experiment)]
-    for k in given: check_choice("field", k, names)
-    return Experiment(**given)
+def _checking(init):
+    "`init`, with unknown keywords refused by a `UserError` that lists the fields."
+    @wraps(init)
+    def checked(self, *args, **given):
+        for k in given: check_choice("field", k, [f.name for f in fields(Experiment)])
+        init(self, *args, **given)
+    return checked
+
+Experiment.__init__ = _checking(Experiment.__init__)
 
 # %% ../nbs/00_config.ipynb #fe15b4b3
 def to_dict(exp:Experiment) -> dict:

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'SUFFIXES', 'NOISES', 'PATCHES', 'TV', 'PO', 'DOWNLOADS', 'HAND', 'CIFAR10_WNIDS', 'AUX', 'ALIASES',
            'REDUCED', 'IMAGENET', 'SUITES', 'COMPANIONS', 'channel_stats', 'stratify', 'Dataset', 'from_tensors',
            'to_channels', 'pixels', 'decode', 'to_shape', 'scan', 'Split', 'cached', 'splits', 'squares', 'where',
-           'known', 'load_dataset', 'load_ood', 'load_aux', 'outside_source', 'ood_suite', 'default_aux',
+           'known', 'image_stamp', 'load_dataset', 'load_ood', 'load_aux', 'outside_source', 'ood_suite', 'default_aux',
            'balanced_draw']
 
 # %% ../nbs/01_data.ipynb #91360a5b
@@ -468,6 +468,15 @@ def _stamp(name, root):
     "A fingerprint of the files behind `name`, so that what is kept in memory is never older than the folder."
     folder, keep = where(name, root)
     return "".join(scan(f, keep)[1] for f in sorted(splits(folder).values())) if folder else ""
+
+# %% ../nbs/01_data.ipynb #9f5e1cb2
+def image_stamp(
+    name,       # as for `load_dataset`
+    root=None,  # the same
+) -> str:
+    "A fingerprint of the image files behind a folder or tree; \"\" for a set that is no folder. Raises `UserError` if it is not there."
+    name, root, _ = _ask(name, root)
+    return _stamp(name, root)
 
 # %% ../nbs/01_data.ipynb #8d1c416e
 def load_dataset(

@@ -17,7 +17,7 @@ from safetensors.torch import load as load_bytes, save as save_bytes
 from tqdm.auto import tqdm
 
 import trustdd
-from .config import Experiment, UserError, atomic_write, data_root, experiment, pick_device, project_root, to_dict
+from .config import Experiment, UserError, atomic_write, data_root, pick_device, project_root, to_dict
 from .data import Dataset, load_dataset
 from .gradient_matching import MatchingState, gradient_matching, start
 from .poe import outlier_pool
@@ -39,7 +39,7 @@ class DistilledSet:
     @property
     def n_classes(self): return len(self.classes)
     @property
-    def experiment(self) -> Experiment: return experiment(**self.provenance["experiment"])
+    def experiment(self) -> Experiment: return Experiment(**self.provenance["experiment"])
 
     def denormalise(self, x): # x: (n, C, H, W) normalised
         "Pixels as colours in [0, 1], clipped, for pictures."
@@ -94,7 +94,8 @@ def _check(syn, path):
     n, m = (0 if x is None else len(x) for x in (syn.images, syn.outliers))
     good = n and syn.labels is not None and syn.outliers is not None and syn.images.ndim == 4 and syn.images.dtype == torch.float32
     good = good and syn.labels.shape == (n,) and syn.labels.dtype == torch.int64 and syn.outliers.shape[1:] == syn.images.shape[1:]
-    if not good: raise UserError(f"{path} lacks images, labels or outliers of fitting shapes")
+    good = good and syn.outliers.dtype == torch.float32 and len(syn.mean) == len(syn.std) == syn.images.shape[1]
+    if not good: raise UserError(f"{path} lacks images, labels, outliers, mean or std of fitting shapes")
     if not (syn.images.isfinite().all() and syn.outliers.isfinite().all()): raise UserError(f"{path} has pixels that are not finite (NaN or infinity)")
     if syn.labels.min() < 0 or syn.labels.max() >= syn.n_classes: raise UserError(f"{path} has labels outside its {syn.n_classes} classes")
 
@@ -142,7 +143,7 @@ def check_same(
 ):
     "Raise `UserError` naming the fields in which a stored configuration differs from `exp`; fields it lacks count as their defaults."
     asked = to_dict(exp)
-    try: stored = to_dict(experiment(**stored))
+    try: stored = to_dict(Experiment(**stored))
     except (UserError, TypeError) as e: raise UserError(f"{where} holds a configuration that this version cannot read ({e}); delete it or use another folder") from None
     wrong = [f"{k}: {stored.get(k)!r} there, {asked.get(k)!r} asked" for k in {**asked, **stored} if stored.get(k) != asked.get(k)]
     if wrong: raise UserError(f"{where} belongs to another experiment ({'; '.join(wrong)}); delete it or use another folder")

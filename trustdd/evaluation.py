@@ -259,6 +259,12 @@ def _load_report(
 Report.save, Report.load = _save_report, staticmethod(_load_report)
 
 # %% ../nbs/11_evaluation.ipynb #836ca834
+def _other(report):
+    "What sets the networks apart from the experiment's own, in words."
+    notes = [f" ({r['networks']['model']}, seed {r['networks']['seed']})" for r in report.runs if r.get("networks")
+             and r["networks"] != {k: report.experiment.get(k) for k in ("seed", "model")}]
+    return ",".join(dict.fromkeys(notes))
+
 def _summary(
     self,
     score:str="msp", # which OOD score to show
@@ -268,7 +274,7 @@ def _summary(
     width = 2 + max(len(name) for name in (f"OOD by {score}, %", "mean of sets", *self.ood_values))
     row = lambda name, cells: f"{name:<{width}}" + "".join(f"{c:>14}" for c in cells)
     what = [self.sources["in"]["name"], "-".join(filter(None, (e.get("method"), e.get("outliers")))), f"ipc {e['ipc']}" if "ipc" in e else "",
-            f"{self.n_nets} networks", {"last": "last epoch", "best_on_test": "epoch that is BEST ON THE TEST SET"}[self.select]]
+            f"{self.n_nets} networks" + _other(self), {"last": "last epoch", "best_on_test": "epoch that is BEST ON THE TEST SET"}[self.select]]
     rows = [row(o, [cell(mean_std(v[score][m])) for m in METRICS]) for o, v in self.ood_values.items()]
     return "\n".join([", ".join(filter(None, what)), f"accuracy {cell(mean_std(self.accuracy))} %, calibration error {cell(self.calibration['ece'])} %, area under risk-coverage {cell(self.misclassification['aurc'])} %",
         row(f"OOD by {score}, %", [label for label, _ in METRICS.values()]), *rows, row("mean of sets", [cell(self.mean_over_sets(score, m)) for m in METRICS])])
@@ -281,7 +287,7 @@ JOINED = ("accuracy", "ood_values", "errors", "ece", "reliability", "epochs", "r
 def _must_agree(report):
     "What reports need to share to be pooled: the experiment but for its seed, and how it was judged."
     return {k: v for k, v in report.experiment.items() if k != "seed"} | {"select": report.select, "n_test of the evaluation": report.n_test,
-        "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}), "test sets": report.sources, "scores": list(next(iter(report.ood_values.values())))}
+        "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}), "networks": sorted({r.get("networks", {}).get("model") or report.experiment.get("model") or "" for r in report.runs}), "test sets": report.sources, "scores": list(next(iter(report.ood_values.values())))}
 
 def _join(a, b): return {k: _join(a[k], b[k]) for k in a} if isinstance(a, dict) else a + b
 
@@ -346,6 +352,13 @@ def judged_on(
     return dataset, *outside_sets(ood or exp.get("ood"), dataset, root)
 
 # %% ../nbs/11_evaluation.ipynb #dbbabc71
+def _made(nets) -> dict:
+    "Seed and model of the networks, as `train` notes them; empty for networks from elsewhere."
+    notes = [getattr(net, "made", {}) for net in nets]
+    if any(n != notes[0] for n in notes): raise UserError("nets to evaluate were trained with different seeds or models; evaluate them apart")
+    return notes[0]
+
+# %% ../nbs/11_evaluation.ipynb #99a2abd2
 def evaluate(
     nets,            # networks trained on `syn`
     syn,             # the distilled set: images, classes, mean, std, provenance
@@ -354,7 +367,7 @@ def evaluate(
     select="last",   # "last" epoch, or "best_on_test" (only to compare with older numbers)
     seed:int=0,      # of the balanced draws; keep it, so that all networks see the same images
     n_test=None,     # at most so many images per side of an OOD test, 0 for all; the experiment's if None
-    device="cpu",
+    device="auto",   # auto, cpu, cuda …
     root=None,       # where the data sets lie
     logits_out=None, # a file for the logits
 ) -> Report:
@@ -367,6 +380,6 @@ def evaluate(
     (dataset, images, said), norm = judged_on(syn, dataset, ood, root), normaliser(syn)
     nets, epochs = zip(*((net, None) if select == "last" else _best_on_test(net, dataset, norm, device) for net in nets))
     made = {k: v for k, v in syn.provenance.items() if k != "experiment"}
-    logits = collect_logits(nets, dataset, images, norm, n_test, seed, device=device, ood_sources=said, experiment=exp, select=select, epochs=list(epochs), run=dict(distilled=made))
+    logits = collect_logits(nets, dataset, images, norm, n_test, seed, device=device, ood_sources=said, experiment=exp, select=select, epochs=list(epochs), run=dict(distilled=made, networks=_made(nets)))
     if logits_out: logits.save(logits_out)
     return report_from_logits(logits)

@@ -7,7 +7,7 @@ __all__ = ['outlier_loss', 'training_loss', 'sgd_epoch', 'distance', 'matched_pa
            'real_rows', 'start', 'matching_step', 'freeze_batchnorm', 'iteration', 'images_seen', 'gradient_matching']
 
 # %% ../nbs/05_gradient_matching.ipynb #ad087ada
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -233,6 +233,7 @@ def gradient_matching(
     on_step=None,           # called with the state after each iteration
 ) -> MatchingState:
     "Distil by gradient matching; raises `FloatingPointError` when the pixels stop being finite."
+    if torch.device(device).type != "cpu": dataset = replace(dataset, images=dataset.images.to(device), labels=dataset.labels.to(device)) # bytes, once
     state = state or start(exp, dataset, pool, device)
     net = from_experiment(exp, dataset.shape, dataset.n_classes, stream(exp.seed, "network", 0), device)
     fast = compiled(net, dataset.shape, images_seen(exp, dataset.n_classes))

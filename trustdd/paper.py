@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 import trustdd
 from . import plots
-from .config import PRESETS, Experiment, UserError, atomic_write, check_choice, project_root, runs_root, writable
+from .config import PRESETS, Experiment, UserError, atomic_write, check_choice, data_root, project_root, runs_root, writable
+from .distillation import commit
 from .evaluation import Report, combine
 from .runs import Run, run_all
 
@@ -91,7 +92,7 @@ def about(
     reports = [r.report for r in runs]
     seen = lambda key: sorted({one["distilled"][key] for r in reports for one in r.runs})
     return dict(dataset=item.dataset, preset=item.preset, seeds=list(item.seeds), n_nets=sum(len(r.accuracy) for r in reports[:1]),
-        device=", ".join(seen("device")) or "none needed", commit=", ".join(seen("commit")) or "none needed",
+        device=", ".join(seen("device")) or "cpu (nothing computed but the picture)", commit=", ".join(seen("commit")) or commit(),
         data=seen("data"), ood_sets=_merged(reports), runs=sorted({str(r.folder.relative_to(item.runs)) for r in runs}))
 
 def _merged(reports):
@@ -119,7 +120,8 @@ def verdict(item:Item, claim:str, held, numbers:str) -> Verdict:
 # %% ../nbs/14_paper.ipynb #bcf19c42
 def _facts(item, runs, v, extra):
     meta = {**about(item, runs), **(extra or {}), "held": v.held}
-    line = f"{meta['dataset']}, preset {meta['preset']}, seeds {', '.join(map(str, meta['seeds']))}, {meta['n_nets']} networks each"
+    seeds = ("seed " if len(meta["seeds"]) == 1 else "seeds ") + ", ".join(map(str, meta["seeds"]))
+    line = f"{meta['dataset']}, preset {meta['preset']}, {seeds}; {meta['n_nets']} networks per seed"
     return meta, line if runs else f"{meta['dataset']}, preset {meta['preset']}"
 
 def hand_in_figure(item:Item, fig, frame, caption:str, v:Verdict, runs=(), extra=None):
@@ -157,13 +159,21 @@ def check_parameters(
 
 # %% ../nbs/14_paper.ipynb #d74114dc
 def fingerprint(notebook, parameters:dict, files) -> str:
-    "A hash of a notebook's cells, the package's code, the parameters and the files that were written."
+    "A hash of a notebook's cells, the tables beside it, the package's code, the parameters, the runs behind it and the files that were written."
     import nbformat
     h = hashlib.sha256()
     for c in nbformat.read(notebook, 4).cells: h.update(f"{c.cell_type}:{c.source}\0".encode())
-    for p in [*sorted(Path(trustdd.__file__).parent.glob("*.py")), *files]: h.update(p.name.encode() + b"\0" + p.read_bytes())
+    beside = sorted(Path(notebook).parent.glob("*.csv"))
+    for p in [*sorted(Path(trustdd.__file__).parent.glob("*.py")), *beside, *files, *_reports(parameters, files)]: h.update(p.name.encode() + b"\0" + p.read_bytes())
+    h.update(f"{data_root()}\0{runs_root()}".encode())
     h.update(json.dumps(parameters, sort_keys=True).encode())
     return h.hexdigest()
+
+def _reports(parameters, files):
+    "The reports of the runs that a figure names in its description."
+    runs = [r for p in files if p.suffix == ".json" for r in json.loads(p.read_text())["runs"]]
+    found = [Path(parameters.get("runs") or runs_root())/r/"report.json" for r in runs]
+    return [p for p in found if p.exists()]
 
 def _outputs(out, name): return [p for p in sorted(Path(out).glob(f"{name}.*")) if p.suffix != ".ipynb"]
 

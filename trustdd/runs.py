@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .config import Experiment, UserError, atomic_write, experiment, pick_device, run_name, runs_root, to_dict, writable
-from .data import load_dataset
+from .config import Experiment, UserError, atomic_write, pick_device, run_name, runs_root, to_dict, writable
+from .data import image_stamp, load_dataset
 from .distillation import DistilledSet, check_same, distill, load_checkpoint, provenance
 from .evaluation import Logits, Report, collect_logits, outside_sets, report_from_logits
 from .gradient_matching import start
@@ -56,17 +56,23 @@ def compute(
     "Distil, train and judge, writing each result into `folder`; what is there already is not made again."
     dataset, began = load_dataset(exp.dataset, root=root), time.perf_counter()
     source = dataset if exp.method == "full" else _distilled(exp, dataset, folder, device, root, progress, every)
-    distilling = time.perf_counter() - began
-    nets = train(source, device=device, exp=exp, progress=progress)
-    training = time.perf_counter() - began - distilling
-    seconds = dict(distilling=round(distilling, 1), training=round(time.perf_counter() - began - distilling, 1))
-    device = pick_device(device)
+    distilling, device = time.perf_counter() - began, pick_device(device)
     made = provenance(exp, dataset, device) if source is dataset else source.provenance
+    with _threads(made["threads"]): nets = train(source, device=device, exp=exp, progress=progress)
+    seconds = dict(distilling=round(distilling, 1), training=round(time.perf_counter() - began - distilling, 1))
     images, sources = outside_sets(exp.ood, dataset, root)
     logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources, experiment=to_dict(exp),
         run=dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds))
     logits.save(folder/"logits.safetensors")
     report_from_logits(logits).save(folder)
+
+@contextmanager
+def _threads(n):
+    "As many threads as distilling had, so that a run continued elsewhere rounds alike."
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
 
 def _distilled(exp, dataset, folder, device, root, progress, every):
     file, checkpoint, losses = folder/"distilled.safetensors", folder/"checkpoint.safetensors", []
@@ -115,7 +121,9 @@ def _claimed(exp, folder):
     "Hold the folder's lock, with the configuration written into it."
     with FileLock(writable(folder)/".lock"):
         for half in folder.glob(".*.part"): half.unlink(missing_ok=True)
-        if not _finished(exp, folder): atomic_write(folder/"config.json", json.dumps(to_dict(exp), indent=1) + "\n")
+        if not _finished(exp, folder):
+            atomic_write(folder/"config.json", json.dumps(to_dict(exp), indent=1) + "\n")
+            if os.sep in exp.dataset: atomic_write(folder/"data.txt", _images_now(exp))
         yield
 
 def _finished(exp, folder) -> bool:
@@ -125,7 +133,13 @@ def _finished(exp, folder) -> bool:
     try: stored = json.loads(config.read_text())
     except ValueError: raise UserError(f"{config} is not readable; delete {folder} to run it again") from None
     check_same(exp, stored, config)
+    if (folder/"data.txt").exists() and (folder/"data.txt").read_text() != _images_now(exp):
+        raise UserError(f"the images in {exp.dataset} have changed since {folder} was begun; delete it, or use another run store")
     return (folder/"report.json").exists()
+
+def _images_now(exp):
+    "For a folder of images: which files of which sizes it holds, as a hash; nothing for a set known by name."
+    return json.dumps(image_stamp(exp.dataset)) if os.sep in exp.dataset else ""
 
 # %% ../nbs/12_runs.ipynb #9286f590
 def load_or_distill(
@@ -156,12 +170,18 @@ def run_all(
     "The finished runs of all `exps`, in their order; those that are not stored are computed in parallel."
     exps, runs = list(exps), Path(runs or runs_root())
     missing = [e for e in dict.fromkeys(exps) if not _finished(e, runs/run_name(e))]
-    workers = min(len(missing), workers or int(os.environ.get("TRUSTDD_WORKERS") or 0) or cores())
+    workers = min(len(missing), workers or _workers_asked() or cores())
     if missing and pick_device(device).type != "cpu": [load_or_run(e, runs, device, root, progress) for e in missing]
     elif missing: _in_processes(missing, runs, workers, root, progress)
     return [load_or_run(e, runs, device, root) for e in exps]
 
 # %% ../nbs/12_runs.ipynb #3c1e1f16
+def _workers_asked() -> int:
+    "$TRUSTDD_WORKERS, or 0."
+    word = os.environ.get("TRUSTDD_WORKERS") or "0"
+    if not word.isdigit(): raise UserError(f"TRUSTDD_WORKERS = {word!r} must be a whole number")
+    return int(word)
+
 def cores() -> int:
     "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -174,10 +194,15 @@ def _in_processes(exps, runs, workers, root, progress):
     exps = sorted(exps, key=lambda e: -(e.ipc + e.opc) * e.iterations * e.outer)
     with ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = [pool.submit(_one, to_dict(e), str(runs), root and str(root)) for e in exps]
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc=f"runs, {workers} at a time", disable=not progress): job.result()
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc=f"runs, {workers} at a time", disable=not progress): _or_stop(pool, job)
+
+def _or_stop(pool, job):
+    "The job's end; if it failed, those not begun are cancelled and its error is raised."
+    try: job.result()
+    except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
 
 def _one(config, runs, root):
-    load_or_run(experiment(**config), runs, "cpu", root, progress=False)
+    load_or_run(Experiment(**config), runs, "cpu", root, progress=False)
 
 # %% ../nbs/12_runs.ipynb #29f9b7c7
 def stored(
@@ -196,10 +221,11 @@ def stored(
     return rows
 
 def _locked(folder) -> bool:
-    lock = FileLock(folder/".lock", timeout=0)
-    try: lock.acquire(); lock.release()
-    except Exception: return True
-    return False
+    if not (folder/".lock").exists(): return False
+    try:
+        with FileLock(folder/".lock", timeout=0): return False
+    except Timeout: return True
+    except OSError: return False # a store that cannot be written has nothing running
 
 # %% ../nbs/12_runs.ipynb #f6ac21d5
 def publish(

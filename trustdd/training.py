@@ -58,7 +58,7 @@ def train(
     snapshots:int=0,    # states kept on the way, for select="best_on_test"
     progress:bool=True, # show a bar
 ) -> list:
-    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots. Ma et al. 2024, section 4."
+    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 4."
     exp = exp or (source.experiment if isinstance(source, DistilledSet) else None)
     if exp is None: raise UserError("training on a whole data set needs exp, the recipe")
     n_nets, seed, device = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed, pick_device(device)
@@ -68,7 +68,9 @@ def train(
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, n_nets * exp.epochs * (len(m.images) + len(m.outliers)))
     bar = tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch")
-    with bar: return [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
+    with bar: nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
+    for made in nets: made.made = dict(seed=seed, model=model or exp.model)
+    return nets
 
 # %% ../nbs/09_training.ipynb #0065beeb
 def _train_one(net, fast, m, exp, seed, k, snapshots, bar):
@@ -90,5 +92,5 @@ def kept_epochs(
     epochs:int,     # in all
     snapshots:int,  # wanted
 ) -> list:
-    "The epochs after which a snapshot is taken: evenly spaced, the last one among them."
-    return sorted({round(epochs * (i + 1) / snapshots) for i in range(snapshots)} - {0})
+    "The epochs after which a snapshot is taken: the first, and so many evenly spaced ones up to the last."
+    return sorted({1, *(round(epochs * (i + 1) / snapshots) for i in range(snapshots))} - {0}) if snapshots else []
