@@ -26,9 +26,10 @@ setup: .venv/.stamp ## make .venv with everything in it; does nothing if that is
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-prepare: setup ## before a commit: clean the notebooks, export the package, make the README
-	$(BIN)/nbdev_clean
+prepare: setup ## before a commit: run the index, clean the notebooks, export the package, make the README
 	$(BIN)/nbdev_export
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=ERROR nbs/index.ipynb
+	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 
 check: setup ## do notebooks, package and README agree?

@@ -13,7 +13,7 @@ from PIL import Image
 
 import plain
 from trustdd.augment import draw
-from trustdd.config import UserError, atomic_write, check_choice, data_root, experiment, pick_device, stream
+from trustdd.config import Experiment, UserError, atomic_write, check_choice, data_root, pick_device, stream
 from trustdd.data import _dataset as datasets_in_memory, from_tensors, load_dataset
 from trustdd.distillation import commit
 from trustdd.evaluation import collect_logits, report_from_logits
@@ -47,7 +47,7 @@ def pictures(n, grain, *key):
 
 def stage(preset, outliers, quick, device):
     "(experiment, data set, outlier pool, starting state, network) at the preset's sizes, or tiny ones."
-    exp = experiment(dataset="random-pictures", method="dsa", outliers=outliers, ipc=10, preset=preset)
+    exp = Experiment(dataset="random-pictures", method="dsa", outliers=outliers, ipc=10, preset=preset)
     if quick: exp = replace(exp, width=exp.width // 8, batch_real=8)
     n = CLASSES * exp.batch_real * 5 // 4
     parts = ((pictures(count, 4, part), torch.arange(count) % CLASSES) for part, count in (("train", n), ("test", 40 if quick else 1000)))

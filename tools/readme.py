@@ -14,6 +14,11 @@ def visible(cell):
     return text and not re.search(r"^#\|\s*(hide|default_exp|include:\s*false)\b", text, re.M)
 
 
+def quiet(cell):
+    "Is only what the cell makes for the reader, as Markdown?"
+    return cell.cell_type == "code" and re.search(r"^#\|\s*echo:\s*false", cell.source, re.M)
+
+
 def relink(text):
     "Links and pictures that are right from nbs/, made right from the project's folder; code stays as it is."
     def fix(m):
@@ -27,6 +32,7 @@ def prepare(nb):
     "The notebook as the README shows it."
     nb.cells = [c for c in nb.cells if visible(c)]
     for cell in nb.cells:
+        if quiet(cell): cell.source, cell.cell_type = "\n\n".join(o.data.get("text/markdown", "") for o in cell.outputs if "data" in o), "markdown"
         if cell.cell_type == "markdown": cell.source = relink(cell.source); continue
         if cell.cell_type != "code": continue
         silent = re.search(r"^#\|\s*output:\s*false", cell.source, re.M)
