@@ -24,7 +24,7 @@ from .runs import Run, run_all
 SCOPE = {
     "smoke": dict(ipcs=(1, 2), ipc=2, seeds=(0,), many_seeds=1),
     "quick": dict(ipcs=(1, 5, 10), ipc=10, seeds=(0, 1, 2), many_seeds=3),
-    "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0, 1), many_seeds=1),
+    "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1),
     "paper": dict(ipcs=(1, 10, 50), ipc=10, seeds=(0,), many_seeds=1),
 }
 
