@@ -1,4 +1,4 @@
-"Copy the runs behind figures/PRESET from runs/ to published/, without real images: python tools/publish.py PRESET [PRESET ...]"
+"Copy the runs behind figures/PRESET from runs/ to published/ (no images kept as drawn from real ones): python tools/publish.py PRESET [PRESET ...]"
 import json, sys
 from pathlib import Path
 

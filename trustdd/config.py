@@ -108,7 +108,7 @@ LOOPS = {1: (1, 1), 2: (1, 1), 5: (10, 50), 10: (10, 50), 20: (20, 25), 30: (30,
 def loops(
     ipc:int, # images per class
 ) -> tuple[int, int]:
-    "Outer steps per network and inner epochs per outer step: the entry of the next lower IPC (DC, Zhao et al. 2021)."
+    "Outer steps per network and inner epochs per outer step: the entry of this IPC or the next lower one (DC, Zhao et al. 2021; 2 and 5 as in the code of Ma et al. 2024)."
     return LOOPS[max(k for k in LOOPS if k <= ipc)]
 
 # %% ../nbs/00_config.ipynb #db0bc046

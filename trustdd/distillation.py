@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_bytes, save as save_bytes
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import trustdd
 from .config import Experiment, UserError, atomic_write, data_root, pick_device, project_root, to_dict

@@ -22,7 +22,7 @@ from .networks import compiled, from_experiment, initialise
 def outlier_loss(
     logits:torch.Tensor, # (n, k)
 ) -> torch.Tensor:
-    "Mean cross-entropy to the uniform distribution: `logsumexp(z) − mean_k z_k` (Hendrycks et al. 2019)."
+    "Mean cross-entropy to the uniform distribution: `logsumexp(z) − mean(z)` (Hendrycks et al. 2019)."
     return (logits.logsumexp(1) - logits.mean(1)).mean()
 
 # %% ../nbs/05_gradient_matching.ipynb #7946bf2a
@@ -31,7 +31,7 @@ def training_loss(
     labels:torch.Tensor, # (n,)
     lam:float=0.5,       # weight of the outlier loss
 ) -> torch.Tensor:
-    "`CE + λ · outlier loss` (Ma et al. 2024, section 3); plain cross-entropy when there are no outliers."
+    "`CE + λ · outlier loss` (Ma et al. 2024, section 4); plain cross-entropy when there are no outliers."
     n = len(labels)
     loss = F.cross_entropy(logits[:n], labels)
     return loss + lam * outlier_loss(logits[n:]) if len(logits) > n else loss
@@ -66,7 +66,7 @@ def distance(
     syn:list,           # gradients of the synthetic loss, likewise
     metric:str="ours",  # ours, mse or cos
 ) -> torch.Tensor:
-    "How far two gradients are apart, differentiable in `syn` (DC, Zhao et al. 2021, section 3.2)."
+    "How far two gradients are apart, differentiable in `syn` (DC, Zhao et al. 2021)."
     if metric == "ours": return sum(_channelwise(g, s) for g, s in zip(real, syn) if g.ndim >= 2)
     g, s = (torch.cat([p.flatten() for p in ps]) for ps in (real, syn))
     if metric == "mse": return (g - s).square().sum()
@@ -108,10 +108,10 @@ def class_loss(
 @dataclass
 class MatchingState:
     "What gradient matching carries on: everything a checkpoint needs."
-    images:torch.Tensor             # (C·ipc, C, H, W), sorted by class
-    outliers:torch.Tensor           # (C·opc, C, H, W), sorted by slot
-    velocity:torch.Tensor           # momentum of the images
-    velocity_out:torch.Tensor       # momentum of the outliers
+    images:torch.Tensor             # (k·ipc, C, H, W) normalised, sorted by class; k classes
+    outliers:torch.Tensor           # (k·opc, C, H, W) normalised, sorted by slot; k slots
+    velocity:torch.Tensor           # momentum of the images, of their shape
+    velocity_out:torch.Tensor       # momentum of the outliers, of their shape
     iteration:int=0                 # iterations done
     losses:list=field(default_factory=list) # (matching loss, outlier matching loss) of each, means per class and step
 
@@ -154,7 +154,7 @@ def _enough(exp, dataset, c):
 # %% ../nbs/05_gradient_matching.ipynb #505833c3
 def matching_step(
     net, fast,          # the network, and its possibly compiled twin
-    syn:torch.Tensor,   # (C·per, C, H, W), changed in place
+    syn:torch.Tensor,   # (k·per, C, H, W), changed in place: `per` images for each of k classes
     velocity:torch.Tensor, # its momentum, changed in place
     real,               # real(c): the batch of class or slot c, normalised
     omega,              # omega(c): its augmentation
@@ -191,7 +191,7 @@ def iteration(
     net, fast,              # the network, and its possibly compiled twin
     device="cpu",           # where to compute
 ):
-    "One iteration of gradient matching: a fresh network, `outer` matching steps, training in between (DESIGN: Zhao et al. 2021, Ma et al. 2024)."
+    "One iteration of gradient matching: a fresh network, `outer` matching steps, training in between (DC, Zhao et al. 2021; with outliers, Ma et al. 2024). Changes `state` and the networks."
     it, labels = state.iteration, torch.arange(dataset.n_classes, device=device).repeat_interleave(exp.ipc)
     initialise(net, stream(exp.seed, "network", it))
     optimiser, total, total_out = torch.optim.SGD(net.parameters(), lr=exp.lr_net), 0, 0

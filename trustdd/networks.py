@@ -48,8 +48,16 @@ def norm_layer(
 ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=False), "leakyrelu": partial(nn.LeakyReLU, 0.01), "sigmoid": nn.Sigmoid}
 POOLS = {"avg": partial(nn.AvgPool2d, 2), "max": partial(nn.MaxPool2d, 2), "none": nn.Identity}
 
-def convnet(shape, n_classes, width=128, depth=3, norm="instance", act="relu", pool="avg") -> Network:
-    "`depth` blocks of conv3×3(`width`), norm, activation and pool, then one linear layer (Zhao et al. 2021)."
+def convnet(
+    shape:tuple,            # (C, H, W) of the images
+    n_classes:int,          # number of logits
+    width:int=128,          # channels of every block
+    depth:int=3,            # blocks
+    norm:str="instance",    # none, batch, layer, instance or group
+    act:str="relu",         # relu, leakyrelu or sigmoid
+    pool:str="avg",         # avg, max or none
+) -> Network:
+    "`depth` blocks of conv3×3(`width`), norm, activation and pool, then one linear layer (Zhao et al. 2021); raises `UserError` if pooling leaves nothing."
     channels, *side = shape
     if pool != "none": need_side("convnet", shape, 2**depth, f" at depth {depth}")
     layers = []
@@ -70,7 +78,7 @@ def mlp(shape, n_classes, norm="none", hidden=128) -> Network:
     return Network(nn.Sequential(nn.Flatten(), nn.Linear(n, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()), nn.Linear(hidden, n_classes))
 
 def lenet(shape, n_classes, norm="none") -> Network:
-    "LeNet-5 with same-padded convolutions (LeCun et al. 1998), for sides of 4 pixels or more."
+    "LeNet-5 with same-padded convolutions (LeCun et al. 1998): images (n, C, H, W) of sides of 4 pixels or more to logits; `norm` is ignored, as there is none."
     need_side("lenet", shape, 4)
     n = 16 * (shape[1] // 4) * (shape[2] // 4)
     return Network(nn.Sequential(nn.Conv2d(shape[0], 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5, padding=2), nn.ReLU(),

@@ -11,7 +11,7 @@ import hashlib, itertools, json, os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import trustdd
 from . import plots
@@ -40,7 +40,7 @@ def numbers(
 @dataclass(frozen=True)
 class Item:
     "One figure or table being made; empty parameters take the preset's values."
-    name:str                # fig01 to fig20, tab01 to tab14
+    name:str                # of the item, as its notebook's name begins: fig01, tab05
     preset:str="quick"      # smoke, quick, cifar or paper
     dataset:str=""          # in-distribution data set
     ipc:object=""           # images per class, one number or several: "1,10"
@@ -146,6 +146,7 @@ def atlas(
     if not found: raise UserError(f"no notebooks in {folder}; run this inside the project, or name its folder")
     return found
 
+# %% ../nbs/14_paper.ipynb #0d47a5c6
 def check_parameters(
     notebook,        # path of the notebook
     parameters:dict, # what is to be passed

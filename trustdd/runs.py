@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import Experiment, UserError, atomic_write, pick_device, run_name, runs_root, to_dict, writable
 from .data import image_stamp, load_dataset
@@ -233,7 +233,7 @@ def publish(
     to,                 # the published store's folder
     logits:bool=False,  # copy the logits too
 ):
-    "Copy a finished run into another store, without real images."
+    "Copy a finished run into another store; its distilled set only if all of it was distilled, not drawn from real images."
     folder = Path(to)/run_name(run.exp)
     names = ["config.json", "report.json", "ood.csv", "log.jsonl"] + ["logits.safetensors"] * logits
     if run.exp.method in ("dc", "dsa") and (run.exp.distill_outliers or not run.exp.opc): names.append("distilled.safetensors")

@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
@@ -58,7 +58,7 @@ def train(
     snapshots:int=0,    # states kept on the way, for select="best_on_test"
     progress:bool=True, # show a bar
 ) -> list:
-    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 4."
+    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 5."
     exp = exp or (source.experiment if isinstance(source, DistilledSet) else None)
     if exp is None: raise UserError("training on a whole data set needs exp, the recipe")
     n_nets, seed, device = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed, pick_device(device)
@@ -66,7 +66,7 @@ def train(
     m = material(source, device)
     shape = tuple(m.images.shape[1:])
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
-    fast = compiled(net, shape, n_nets * exp.epochs * (len(m.images) + len(m.outliers)))
+    fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
     bar = tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch")
     with bar: nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
     for made in nets: made.made = dict(seed=seed, model=model or exp.model)
