@@ -30,6 +30,7 @@ def relink(text):
 
 def prepare(nb):
     "The notebook as the README shows it."
+    nb.metadata["language_info"] = {"name": "python"}
     nb.cells = [c for c in nb.cells if visible(c)]
     for cell in nb.cells:
         if quiet(cell): cell.source, cell.cell_type = "\n\n".join(o.data.get("text/markdown", "") for o in cell.outputs if "data" in o), "markdown"

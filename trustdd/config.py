@@ -115,7 +115,7 @@ def loops(
 PAPER = dict(dataset="cifar10", iterations=1000, batch_real=256, batch_net=256, width=128, depth=3, n_nets=5, epochs=1000, full_epochs=200, n_test=0)
 PRESETS = {
     "smoke": dict(dataset="digits", iterations=2, outer=2, inner=1, batch_real=16, batch_net=64, width=8, depth=2, n_nets=2, epochs=4, full_epochs=1, n_test=50),
-    "quick": dict(dataset="digits", iterations=10, outer=10, inner=5, batch_real=64, batch_net=256, width=32, depth=2, n_nets=3, epochs=200, full_epochs=10, n_test=0),
+    "quick": dict(dataset="digits", iterations=10, outer=10, inner=5, batch_real=64, batch_net=256, width=32, depth=2, n_nets=3, epochs=200, full_epochs=100, n_test=0),
     "cifar": dict(dataset="cifar10", iterations=20, outer=10, inner=10, batch_real=64, batch_net=256, width=32, depth=3, n_nets=3, epochs=300, full_epochs=5, n_test=1000),
     "paper": PAPER,
 }
