@@ -86,7 +86,7 @@ def tree(folder, classes=("cat", "dog"), n=12, size=(16, 16)):
 
 @pytest.mark.parametrize("words, said", [
     ("distill --dataset nosuch", "nosuch digits cifar10"),
-    ("distill --dataset ./nosuch", "./nosuch exist"),
+    ("distill --dataset ./nosuch", "nosuch exist"),
     ("distill --dataset imagewoof", "imagewoof by hand"),
     ("distill --dataset digits@0", "size 0"),
     ("distill --dataset textures", "textures train"),

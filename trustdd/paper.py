@@ -172,7 +172,7 @@ def fingerprint(notebook, parameters:dict, files) -> str:
 
 def _reports(parameters, files):
     "The reports of the runs that a figure names in its description."
-    runs = [r for p in files if p.suffix == ".json" for r in json.loads(p.read_text())["runs"]]
+    runs = [r for p in files if p.suffix == ".json" for r in json.loads(p.read_text()).get("runs", [])]
     found = [Path(parameters.get("runs") or runs_root())/r/"report.json" for r in runs]
     return [p for p in found if p.exists()]
 
