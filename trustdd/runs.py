@@ -66,6 +66,7 @@ def compute(
     logits.save(folder/"logits.safetensors")
     report_from_logits(logits).save(folder)
 
+# %% ../nbs/12_runs.ipynb #e0977322
 @contextmanager
 def _threads(n):
     "As many threads as distilling had, so that a run continued elsewhere rounds alike."
@@ -109,6 +110,7 @@ def load_or_run(
             if not _finished(exp, folder): compute(exp, folder, device, root, progress, every)
     return Run(exp, folder)
 
+# %% ../nbs/12_runs.ipynb #8b6d3b99
 def _possible(exp, folder, device, root):
     "The data set of `exp`; raises `UserError` if it, the device, the outliers or enough images are not there."
     pick_device(device)
@@ -126,6 +128,7 @@ def _claimed(exp, folder):
             if os.sep in exp.dataset: atomic_write(folder/"data.txt", _images_now(exp))
         yield
 
+# %% ../nbs/12_runs.ipynb #ce422cea
 def _finished(exp, folder) -> bool:
     "Is there a whole run? Raises `UserError` if the folder is another experiment's."
     config = folder/"config.json"
