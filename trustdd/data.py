@@ -6,13 +6,13 @@
 __all__ = ['FORMATS', 'SUFFIXES', 'NOISES', 'PATCHES', 'TV', 'PO', 'DOWNLOADS', 'HAND', 'CIFAR10_WNIDS', 'AUX', 'ALIASES',
            'REDUCED', 'IMAGENET', 'SUITES', 'COMPANIONS', 'channel_stats', 'stratify', 'Dataset', 'from_tensors',
            'to_channels', 'pixels', 'decode', 'to_shape', 'scan', 'Split', 'cached', 'splits', 'squares', 'where',
-           'known', 'image_stamp', 'load_dataset', 'load_ood', 'load_aux', 'outside_source', 'ood_suite', 'default_aux',
-           'balanced_draw']
+           'known', 'image_stamp', 'load_dataset', 'prepared', 'load_ood', 'load_aux', 'outside_source', 'ood_suite',
+           'default_aux', 'balanced_draw']
 
 # %% ../nbs/01_data.ipynb #91360a5b
 import hashlib, importlib, json, os, re, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from .config import UserError, atomic_write, data_root, stream
+from .whitening import ZCA, fit_zca
 
 # %% ../nbs/01_data.ipynb #e86fe70c
 def channel_stats(images) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -67,6 +68,7 @@ class Dataset:
     mean:tuple[float, ...]      # of each channel, over the training images in [0, 1]
     std:tuple[float, ...]       # the same of the standard deviation
     source:str                  # which sets and parts these images are, in one sentence
+    zca:object=None             # a `ZCA` that whitens them, or None
 
     @property
     def shape(self): return tuple(self.images.shape[1:])  # (C, H, W)
@@ -84,15 +86,18 @@ class Dataset:
 
     def _per_channel(self, values, x): return torch.tensor(values, dtype=torch.float32, device=x.device).view(-1, 1, 1)
     def normalise(self, x, device=None) -> torch.Tensor:
-        "uint8, or float in [0, 1], of shape (..., C, H, W) as normalised float32, on `device` if given."
+        "uint8, or float in [0, 1], of shape (..., C, H, W) as normalised float32 (whitened, if `zca` is set), on `device` if given."
         x = x.to(device) if device is not None else x
+        if self.zca is not None: return self.zca.apply(x)
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
         return (x - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)
     def denormalise(self, x) -> torch.Tensor:
         "Normalised images back in [0, 1], clipped."
+        if self.zca is not None: return self.zca.undo(x).clamp(0, 1)
         return (x * self._per_channel(self.std, x) + self._per_channel(self.mean, x)).clamp(0, 1)
     def holdout(self, fraction:float, seed:int) -> "Dataset":
         "The training images only: a `fraction` of each class becomes the test set, mean and std follow from the rest."
+        if self.zca is not None: raise UserError(f"{self.name} is whitened by all of its training images; hold out first, then whiten: holdout(...).whitened()")
         if not 0 < fraction < 1: raise UserError(f"fraction = {fraction!r} must lie between 0 and 1")
         kept, held = stratify(self.labels, fraction, seed, "holdout")
         return from_tensors(self.name, self.images[kept], self.labels[kept], self.images[held], self.labels[held], self.classes,
@@ -215,6 +220,9 @@ def scan(folder:Path, keep=()) -> tuple[list[str], str]:
     return [f[0] for f in found], hashlib.sha256(repr(found).encode()).hexdigest()
 
 # %% ../nbs/01_data.ipynb #131501d4
+def _cache_file(root, key): # a readable end of the key, and what keeps different keys apart
+    return root/".cache"/(re.sub(r"[^\w.@-]+", "_", key)[-60:] + f"-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors")
+
 class Split(NamedTuple):
     "One part of a data set."
     images:torch.Tensor     # uint8 (n, C, H, W)
@@ -237,7 +245,7 @@ def cached(
     make,       # function: () -> Split
 ) -> Split:
     "What `make()` returns, from the cache if it was made from the same files before."
-    path = root/".cache"/(re.sub(r"[^\w.@-]+", "_", key)[-60:] + f"-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors")
+    path = _cache_file(root, key)
     try: return _read_cache(path, stamp)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError): pass
     split = make()
@@ -487,6 +495,51 @@ def load_dataset(
     "The in-distribution set `name`, decoded once and then kept on disk and in memory; raises `UserError` if it cannot be had."
     name, root, size = _ask(name, root, size)
     return _dataset(name, size, root, "" if name == "digits" else _stamp(name, root))
+
+# %% ../nbs/01_data.ipynb #89aa6ba9
+def _crc(tensors): return str(zlib.crc32(b"".join(t.numpy().tobytes() for t in tensors)))
+
+def _read_zca(path):
+    with safe_open(path, "pt") as f: meta, parts = f.metadata(), [f.get_tensor(k).clone() for k in ("mean", "matrix", "inverse")]
+    if meta["crc32"] != _crc(parts): raise ValueError("damaged")
+    return ZCA(*parts)
+
+def _zca(name, images, root):
+    "The whitening map of `images`, from the cache if the same images were whitened before."
+    pixels = hashlib.sha256(images.cpu().contiguous().numpy().reshape(-1))
+    path = _cache_file(root, f"{name} zca {tuple(images.shape)} {pixels.hexdigest()[:16]}")
+    try: return _read_zca(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError): pass
+    zca = fit_zca(images)
+    parts = dict(mean=zca.mean, matrix=zca.matrix, inverse=zca.inverse)
+    try: atomic_write(path, save(parts, dict(crc32=_crc(parts.values()))))
+    except UserError as e: warnings.warn(f"the whitening map is not kept for the next time: {e}")
+    return zca
+
+# %% ../nbs/01_data.ipynb #c88692c7
+def _whitened(
+    self,
+    root=None,  # the data folder, which keeps the map; `data_root()` if None
+) -> Dataset:
+    "The same images, which `normalise` whitens by ZCA fitted on the training images (Cazenavette et al. 2022); a whitened set as it is."
+    if self.zca is not None: return self
+    source = f"{self.source}; pixels are ZCA-whitened (eps 0.1, fitted on its {len(self.images):,} training images)"
+    return replace(self, zca=_zca(self.name, self.images, Path(root or data_root()).expanduser().resolve()), source=source)
+
+Dataset.whitened = _whitened
+
+# %% ../nbs/01_data.ipynb #2f165ebf
+@lru_cache(maxsize=4)
+def _prepared(dataset, holdout, zca, root):
+    if holdout: dataset = dataset.holdout(holdout, 0)
+    return dataset.whitened(root) if zca else dataset
+
+def prepared(
+    exp,        # has `dataset`, `holdout` and `zca`, as an `Experiment` has
+    root=None,  # the data folder; `data_root()` if None
+) -> Dataset:
+    "The data set of an experiment as it learns from it and is judged on it: loaded, a part held out if it says so, whitened if it says so; kept in memory."
+    return _prepared(load_dataset(exp.dataset, root), exp.holdout, exp.zca, root)
 
 # %% ../nbs/01_data.ipynb #8213329f
 @lru_cache(maxsize=16)

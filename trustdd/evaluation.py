@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from .config import UserError, atomic_write, check_choice, pick_device, whole
-from .data import balanced_draw, load_dataset, load_ood, ood_suite, outside_source
+from .data import balanced_draw, load_dataset, load_ood, ood_suite, outside_source, prepared
 from .ood import METRICS, SCORES, calibration_error, misclassification, ood_metrics, reliability
 
 # %% ../nbs/11_evaluation.ipynb #5a326264
@@ -325,6 +325,9 @@ def _fits(syn, dataset):
     "Raise `UserError` unless the distilled set has the data set's classes and image shape."
     for what, a, b in (("images of shape", tuple(syn.images.shape[1:]), tuple(dataset.shape)), ("classes", tuple(syn.classes), tuple(dataset.classes))):
         if a != b: raise UserError(f"the distilled set has {what} {a}, but dataset {dataset.name!r} has {b}")
+    zca, white = syn.provenance.get("experiment", {}).get("zca", False), getattr(dataset, "zca", None) is not None
+    if zca and not white: raise UserError(f"the distilled set is of whitened images (zca), but dataset {dataset.name!r} is not whitened; give its name, or what prepared(experiment) returns")
+    if white and not zca: raise UserError(f"the distilled set is not of whitened images, but dataset {dataset.name!r} is whitened (zca); give its name, or the data set as it was loaded")
 
 def outside_sets(
     ood,        # names, or a dictionary name -> uint8 images; the data set's usual ones if empty
@@ -337,6 +340,16 @@ def outside_sets(
     if dataset.name in names: raise UserError(f"ood = {dataset.name!r} is the in-distribution data set itself; choose another")
     return tuple({name: f(name, dataset.shape, root) for name in names} for f in (load_ood, outside_source))
 
+# %% ../nbs/11_evaluation.ipynb #39d030c2
+def _asked_for(dataset, exp, root):
+    "The data set to judge on: the experiment's own, another one by name (under the experiment's whitening), or `dataset` as it is."
+    if dataset is not None and not isinstance(dataset, (str, Path)): return dataset
+    if dataset is None and "dataset" not in exp: raise UserError("dataset = None, and the distilled set names none; give one")
+    own = SimpleNamespace(dataset=exp.get("dataset", dataset), holdout=exp.get("holdout", 0), zca=exp.get("zca", False))
+    if dataset is None or not own.holdout and str(dataset) == str(own.dataset): return prepared(own, root)
+    given = load_dataset(str(dataset), root)
+    return replace(given, zca=prepared(own, root).zca, source=f"{given.source}; pixels are ZCA-whitened as those of the distilled set") if own.zca else given
+
 # %% ../nbs/11_evaluation.ipynb #73aee024
 def judged_on(
     syn,            # the distilled set
@@ -346,8 +359,7 @@ def judged_on(
 ) -> tuple:
     "Data set, OOD images by name and their sources, as `evaluate` takes them; raises `UserError` if they are not there or do not fit `syn`."
     exp = syn.provenance.get("experiment", {})
-    if dataset is None and "dataset" not in exp: raise UserError("dataset = None, and the distilled set names none; give one")
-    if dataset is None or isinstance(dataset, (str, Path)): dataset = load_dataset(str(dataset or exp["dataset"]), root)
+    dataset = _asked_for(dataset, exp, root)
     _fits(syn, dataset)
     return dataset, *outside_sets(ood or exp.get("ood"), dataset, root)
 
@@ -377,7 +389,8 @@ def evaluate(
     if not nets: raise UserError("nets to evaluate: none were given")
     n_test = exp.get("n_test", 0) if n_test is None else n_test
     whole("n_test", n_test, 0)
-    (dataset, images, said), norm = judged_on(syn, dataset, ood, root), normaliser(syn)
+    dataset, images, said = judged_on(syn, dataset, ood, root)
+    norm = normaliser(dataset if exp.get("zca") else syn)
     nets, epochs = zip(*((net, None) if select == "last" else _best_on_test(net, dataset, norm, device) for net in nets))
     made = {k: v for k, v in syn.provenance.items() if k != "experiment"}
     logits = collect_logits(nets, dataset, images, norm, n_test, seed, device=device, ood_sources=said, experiment=exp, select=select, epochs=list(epochs), run=dict(distilled=made, networks=_made(nets)))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'jigsaw', 'invert', 'mosaic', 'speckle', 'uniform_speckle', 'average', 'geometric', 'ghost', 'corrupt',
-           'POEPool', 'oe_parts', 'OEPool', 'outlier_pool']
+           'POEPool', 'oe_parts', 'OEPool', 'aux_images', 'outlier_pool']
 
 # %% ../nbs/04_poe.ipynb #c6ccec9c
 import torch
@@ -151,6 +151,19 @@ class OEPool:
         return self.dataset.normalise(self.images[index.to(self.images.device)], self.device)
 
 # %% ../nbs/04_poe.ipynb #f852a8b0
+def aux_images(
+    exp:Experiment,     # aux and holdout
+    dataset,            # the training `Dataset`
+    root=None,          # where data sets lie
+    held:bool=False,    # those held back, instead of those to learn from
+) -> Tensor:
+    "The auxiliary images of `exp`, uint8 (n, C, H, W); with `exp.holdout` a random part of them is kept apart, the same for all seeds."
+    images = load_aux(exp.aux or default_aux(dataset.name), dataset.shape, root)
+    if not exp.holdout: return images
+    order, n = torch.randperm(len(images), generator=stream(0, "aux-holdout")), max(1, round(exp.holdout * len(images)))
+    return images[order[:n] if held else order[n:]]
+
+# %% ../nbs/04_poe.ipynb #f1320871
 def outlier_pool(
     exp:Experiment,     # says which outliers: none, oe or poe
     dataset,            # the training `Dataset`
@@ -160,5 +173,4 @@ def outlier_pool(
     "The pool of `exp`: None, a `POEPool` or an `OEPool`."
     if exp.outliers == "none": return None
     if exp.outliers == "poe": return POEPool(dataset, exp.corruptions, device)
-    images = load_aux(exp.aux or default_aux(dataset.name), dataset.shape, root)
-    return OEPool(dataset, images, exp.seed, device)
+    return OEPool(dataset, aux_images(exp, dataset, root), exp.seed, device)
