@@ -114,6 +114,7 @@ class MatchingState:
     velocity_out:torch.Tensor       # momentum of the outliers, of their shape
     iteration:int=0                 # iterations done
     losses:list=field(default_factory=list) # (matching loss, outlier matching loss) of each, means per class and step
+    seconds:float=0.0               # that they took, over all attempts
 
 # %% ../nbs/05_gradient_matching.ipynb #87456045
 def real_rows(
