@@ -36,6 +36,7 @@ class Material:
     outliers:torch.Tensor   # (m, C, H, W) float32 normalised
     n_classes:int           # number of logits
     normalise:object=None   # uint8 → float32, or None
+    lr:float=None           # the step size that was learned with the images; the experiment's if None
 
 def material(
     source,         # a `DistilledSet`, or a `Dataset` for training on all its images
@@ -43,7 +44,7 @@ def material(
 ) -> Material:
     "Put a distilled set or a whole data set on the device, ready for training."
     if isinstance(source, DistilledSet):
-        return Material(source.images.to(device), source.labels.to(device), source.outliers.to(device), source.n_classes)
+        return Material(source.images.to(device), source.labels.to(device), source.outliers.to(device), source.n_classes, None, source.lr)
     none = torch.empty(0, *source.shape, device=device)
     return Material(source.images.to(device), source.labels.to(device), none, source.n_classes, lambda x: source.normalise(x, device))
 
@@ -75,16 +76,17 @@ def train(
 # %% ../nbs/09_training.ipynb #0065beeb
 def _train_one(net, fast, m, exp, seed, k, snapshots, bar):
     initialise(net, stream(seed, "evaluation", k)).train()
-    optimiser = torch.optim.SGD(net.parameters(), lr=exp.lr_eval, momentum=exp.momentum_eval, weight_decay=exp.weight_decay)
+    lr = m.lr or exp.lr_eval
+    optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=exp.momentum_eval, weight_decay=exp.weight_decay)
     keep, history = kept_epochs(exp.epochs, snapshots), []
     for epoch in range(exp.epochs):
-        optimiser.param_groups[0]["lr"] = step_size(epoch, exp.epochs, exp.lr_eval)
+        optimiser.param_groups[0]["lr"] = step_size(epoch, exp.epochs, lr)
         sgd_epoch(fast, optimiser, m.images, m.labels, m.outliers, stream(seed, "training", k, epoch), exp, exp.batch_eval, m.normalise)
         if epoch + 1 in keep: history.append(dict(epoch=epoch + 1, state={n: v.detach().cpu().clone() for n, v in net.state_dict().items()}))
         bar.update()
     made = copy.deepcopy(net).eval()
     if not all(p.isfinite().all() for p in made.parameters()):
-        raise FloatingPointError(f"network {k} has weights that are not finite; try a smaller lr_eval than {exp.lr_eval}")
+        raise FloatingPointError(f"network {k} has weights that are not finite; its step size was {lr:.3g}; try a smaller one (lr_eval; with mtt, another lr_lr or more iterations)")
     made.history = history
     return made
 
