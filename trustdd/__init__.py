@@ -6,9 +6,10 @@ _HOME = {
     "Dataset": "data", "load_dataset": "data", "from_tensors": "data", "load_ood": "data", "load_aux": "data", "ood_suite": "data",
     "build_network": "networks", "corrupt": "poe",
     "DistilledSet": "distillation", "distill": "distillation",
+    "import_set": "importing",
     "train": "training", "evaluate": "evaluation", "Report": "evaluation",
     "ood_metrics": "ood", "SCORES": "ood",
-    "load_or_run": "runs", "run_all": "runs", "Run": "runs", "publish": "runs",
+    "load_or_run": "runs", "run_all": "runs", "run_buffer": "runs", "Run": "runs", "publish": "runs",
 }
 __all__ = ["__version__", *_HOME]
 
