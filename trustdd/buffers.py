@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALWAYS', 'WITH', 'BLOCK', 'expert_fields', 'buffer_name', 'flatten', 'fill', 'unflatten', 'draw_outliers', 'batches',
-           'real_images', 'train_epoch', 'stacked_epoch', 'at_once', 'Writer', 'one_thread', 'train_experts',
-           'make_buffer', 'Buffer', 'stored_buffers', 'epochs_done']
+           'real_images', 'train_epoch', 'stacked_epoch', 'at_once', 'Writer', 'one_thread', 'Course', 'course',
+           'train_experts', 'make_buffer', 'Buffer', 'stored_buffers', 'epochs_done']
 
 # %% ../nbs/06_buffers.ipynb #2a7d5f4f
 import json, os, shutil, time, zlib
@@ -194,29 +194,42 @@ def one_thread(device):
     try: yield
     finally: torch.set_num_threads(before)
 
-def train_experts(
-    exp:Experiment,     # which experts
-    ks,                 # their numbers, trained side by side
+@dataclass(frozen=True, eq=False)
+class Course:
+    "What experts share: made once, used for all of them."
+    net:nn.Module       # the architecture
+    fast:nn.Module      # the same, possibly compiled
+    real:object         # rows → normalised images
+    labels:torch.Tensor # of the real images
+    pool:object         # real outliers, or None
+
+def course(
+    exp:Experiment,     # the experts
     dataset:Dataset,    # real images, as `prepared` gives them
     pool,               # real outliers, or None
-    folder,             # the buffer
     device="cpu",       # where to compute
-    on_epoch=None,      # called after each epoch of each expert
+) -> Course:
+    "Network, images and outliers, ready on the device."
+    net = from_experiment(exp, dataset.shape, dataset.n_classes, stream(exp.expert_seed, "expert"), device)
+    fast = compiled(net, dataset.shape, exp.train_epochs * len(dataset.images) * (2 if pool else 1))
+    return Course(net.train(), fast, real_images(dataset, device), dataset.labels.to(device), pool)
+
+def train_experts(
+    exp:Experiment, # which experts
+    ks,             # their numbers, trained side by side
+    c:Course,       # from `course`
+    folder,         # the buffer
+    on_epoch=None,  # called after each epoch of each expert
 ):
     "Train the experts `ks`, or go on training them; each ends as a file in `folder`. Raises `FloatingPointError` if one diverges."
-    net = from_experiment(exp, dataset.shape, dataset.n_classes, stream(exp.expert_seed, "expert", ks[0]), device)
-    sides = 2 if pool else 1
-    fast = compiled(net, dataset.shape, exp.train_epochs * len(dataset.images) * sides)
-    writers = [Writer(folder, k, exp.train_epochs, flatten(net).numel(), dict(fields=expert_fields(exp), expert=k)) for k in ks]
+    writers = [Writer(folder, k, exp.train_epochs, flatten(c.net).numel(), dict(fields=expert_fields(exp), expert=k)) for k in ks]
     for k, w in zip(ks, writers):
-        if not w.done: w.append(flatten(initialise(net, stream(exp.expert_seed, "expert", k))))
-    thetas, real, labels = [w.last().to(device) for w in writers], real_images(dataset, device), dataset.labels.to(device)
-    done = min(w.done for w in writers)
-    net.train()
-    for epoch in range(done - 1, exp.train_epochs):
-        going = [i for i, w in enumerate(writers) if w.done == epoch + 1]
-        steps, began = [batches(exp, real, labels, pool, ks[i], epoch) for i in going], time.perf_counter()
-        for i, theta, loss in zip(going, *_advance(net, fast, [thetas[i] for i in going], steps, exp)):
+        if not w.done: w.append(flatten(initialise(c.net, stream(exp.expert_seed, "expert", k))))
+    thetas = [w.last().to(c.labels.device) for w in writers]
+    for epoch in range(min(w.done for w in writers) - 1, exp.train_epochs):
+        going, began = [i for i, w in enumerate(writers) if w.done == epoch + 1], time.perf_counter()
+        steps = [batches(exp, c.real, c.labels, c.pool, ks[i], epoch) for i in going]
+        for i, theta, loss in zip(going, *_advance(c.net, c.fast, [thetas[i] for i in going], steps, exp)):
             if not theta.isfinite().all(): raise FloatingPointError(f"expert {ks[i]} has weights that are not finite after epoch {epoch + 1}; try a smaller lr_teacher than {exp.lr_teacher}")
             thetas[i] = theta
             writers[i].append(theta, loss, round((time.perf_counter() - began) / len(going), 2))
@@ -249,10 +262,11 @@ def make_buffer(
         atomic_write(folder/"buffer.json", json.dumps(dict(fields=expert_fields(exp, root), source=dataset.source), indent=1, sort_keys=True) + "\n")
         pool = outlier_pool(_as_expert(exp), dataset, root, device)
         with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not progress) as bar, one_thread(device):
+            c = course(exp, dataset, pool, device)
             for wait in (False, True):
                 for ks in _groups(missing, at_once(exp, device)):
                     with _held(folder, ks, wait) as mine:
-                        if mine: train_experts(exp, mine, dataset, pool, folder, device, bar.update)
+                        if mine: train_experts(exp, mine, c, folder, bar.update)
     return Buffer(folder, exp)
 
 def _groups(ks, size): return [ks[i:i + size] for i in range(0, len(ks), size)]
