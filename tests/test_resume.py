@@ -1,11 +1,13 @@
 "A run may be killed at any moment: started again, it ends with the same bytes. Two that ask for one run share it. Chance and clock decide nothing."
 import itertools, json, os, random, re, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from trustdd.buffers import buffer_name
 from trustdd.cli import main
 from trustdd.config import Experiment, run_name, to_dict
 from trustdd.distillation import DistilledSet, distill, load_checkpoint
@@ -13,22 +15,27 @@ from trustdd.runs import load_or_run, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
 EXP = Experiment(dataset="digits", outliers="poe", preset="smoke", ipc=1, iterations=4, n_nets=1, epochs=3, n_test=20, ood=("gaussian", "skimage-text"))
+MTT = Experiment(dataset="digits", method="mtt", outliers="poe", preset="smoke", ipc=1, experts=2, train_epochs=3, expert_epochs=2, max_start_epoch=2, iterations=4, n_nets=1, epochs=3, n_test=20, ood=("gaussian", "skimage-text"))
+WATCHED = replace(MTT, holdout=0.2, watch=(0, 2, 4), ood=())
 
 # A process that reads requests, one line each, and forks a child for every run asked for: torch is imported once, and a fork can be killed.
-# "die" names a function and the number of the call in which the child sends itself SIGKILL; "mark" is a file with a line for each computation.
+# "die" names a function and the number of the call in which the child sends itself SIGKILL ("torn": with half of its data written);
+# "mark" is a file with a line for each computation, "experts" one with a line for each time that an expert was begun or gone on with.
 SERVER = """
 import itertools, json, os, signal, sys, time, torch
-import trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training
+import trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training, trustdd.watching
 from trustdd.config import Experiment
 
-def deadly(holder, name, number, pause=0):
+def deadly(holder, name, number, pause=0, torn=False):
     function, count = getattr(holder, name), itertools.count(1)
     def call(*a, **kw):
-        if next(count) == number: time.sleep(pause); os.kill(os.getpid(), signal.SIGKILL)
+        if next(count) == number:
+            if torn: function(a[0], a[1][:len(a[1]) // 2])
+            time.sleep(pause); os.kill(os.getpid(), signal.SIGKILL)
         return function(*a, **kw)
     setattr(holder, name, call)
 
-def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=None):
+def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=None, experts=None):
     torch.set_num_threads(threads); torch.manual_seed(seed)
     while wait_for and not os.path.exists(wait_for): time.sleep(0.01)
     if mark:
@@ -37,14 +44,22 @@ def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=
             with open(mark, "a") as f: f.write(f"{os.getpid()}\\n")
             return compute(*a, **kw)
         trustdd.runs.compute = marked
+    if experts:
+        train = trustdd.buffers.train_experts
+        def counted(exp, ks, *a, **kw):
+            with open(experts, "a") as f: f.writelines(f"{k}\\n" for k in ks)
+            return train(exp, ks, *a, **kw)
+        trustdd.buffers.train_experts = counted
     if die:
-        holder = dict(os=os, gradient_matching=trustdd.gradient_matching, training=trustdd.training, evaluation=trustdd.evaluation, runs=trustdd.runs)[die[0]]
-        deadly(holder, *die[1:], pause)
+        holder = os if die[0] == "os" else trustdd.buffers if die[0] == "torn" else getattr(trustdd, die[0])
+        deadly(holder, *die[1:], pause, die[0] == "torn")
     trustdd.runs.load_or_run(Experiment(**exp), store, "cpu", progress=False, every=0)
 
 trustdd.distillation.commit = lambda: "a commit"
 import pandas, sklearn.metrics, torch._dynamo, torch.utils.flop_counter # what a child would load
-for name in ("gaussian", "skimage-text"): trustdd.data.load_ood(name, trustdd.data.load_dataset("digits").shape)
+shape = trustdd.data.load_dataset("digits").shape
+for name in ("gaussian", "skimage-text"): trustdd.data.load_ood(name, shape)
+trustdd.data.load_aux(trustdd.data.default_aux("digits"), shape)
 
 for line in sys.stdin:
     pids = []
@@ -76,7 +91,8 @@ def ask():
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT)
     def request(*requests):
-        server.stdin.write(json.dumps([dict(dict(exp=to_dict(EXP)), **{k: str(v) if isinstance(v, Path) else v for k, v in r.items()}) for r in requests]) + "\n")
+        plain = lambda v: str(v) if isinstance(v, Path) else to_dict(v) if isinstance(v, Experiment) else v
+        server.stdin.write(json.dumps([dict(dict(exp=to_dict(EXP)), **{k: plain(v) for k, v in r.items()}) for r in requests]) + "\n")
         server.stdin.flush()
         return json.loads(server.stdout.readline())
     yield request
@@ -97,11 +113,20 @@ def numbers(folder):
     return {k: v for k, v in json.loads((folder/"report.json").read_text()).items() if k != "runs"}
 
 
+def timeless(log):
+    "The lines of a log, without the seconds that something took."
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log.read_text().splitlines()]
+
+
+def names(folder): return sorted(p.name for p in folder.iterdir())
+
+
 def same(folder, other):
-    "Two runs gave the same: to the byte, but for the seconds kept in report and logits."
-    for name in ("config.json", "distilled.safetensors", "log.jsonl", "ood.csv"): assert (folder/name).read_bytes() == (other/name).read_bytes(), name
+    "Two runs gave the same: to the byte, but for the seconds kept in log, report and logits."
+    for name in ("config.json", "distilled.safetensors", "ood.csv"): assert (folder/name).read_bytes() == (other/name).read_bytes(), name
+    assert timeless(folder/"log.jsonl") == timeless(other/"log.jsonl")
     assert numbers(folder) == numbers(other)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in other.iterdir())
+    assert names(folder) == names(other)
 
 
 # Every file is written beside, forced to the disk (fsync) and renamed. In order: a probe without a name, the configuration,
@@ -225,7 +250,7 @@ def test_who_waits_takes_over_from_who_is_killed(ask, straight, tmp_path):
 
 def test_asked_again_nothing_is_computed(straight, monkeypatch):
     def never(*a, **kw): raise AssertionError("computed again")
-    for name in ("compute", "distill", "train", "load_dataset"): monkeypatch.setattr(f"trustdd.runs.{name}", never)
+    for name in ("compute", "distill", "train", "prepared"): monkeypatch.setattr(f"trustdd.runs.{name}", never)
     times = {p: p.stat().st_mtime_ns for p in straight.iterdir()}
     store = straight.parents[len(Path(run_name(EXP)).parts) - 1]
     run, = run_all([EXP], store)
@@ -247,7 +272,6 @@ def test_neither_chance_nor_clock(straight, tmp_path, monkeypatch):
 
 def test_the_order_of_other_work_changes_nothing(straight, tmp_path):
     "Another experiment before it in the same process leaves no trace."
-    from dataclasses import replace
     load_or_run(replace(EXP, seed=5, outliers="none", opc=0), tmp_path, "cpu", progress=False)
     same(load_or_run(EXP, tmp_path, "cpu", progress=False).folder, straight)
 
@@ -255,9 +279,190 @@ def test_the_order_of_other_work_changes_nothing(straight, tmp_path):
 @pytest.mark.parametrize("fields", [dict(method="dc", strategy="none", epochs=2), dict(outliers="oe"), dict(outliers="none", opc=0), dict(method="random"),
                                     dict(norm="batch"), dict(init="noise"), dict(metric="mse")], ids=str)
 def test_two_fresh_runs_give_the_same_bytes(tmp_path, fields):
-    from dataclasses import replace
     exp = replace(EXP, iterations=1, **fields)
     for name, seed in (("a", 1), ("b", 2)):
         torch.manual_seed(seed)
         distill(exp, device="cpu", progress=False).save(tmp_path/name)
     assert (tmp_path/"a").read_bytes() == (tmp_path/"b").read_bytes()
+
+
+# --- trajectory matching: experts, which several runs share, and then the run
+
+@pytest.fixture(scope="module")
+def straight_mtt(ask, tmp_path_factory):
+    "The store of an uninterrupted run with its experts."
+    store = tmp_path_factory.mktemp("mtt")
+    assert ask(dict(exp=MTT, store=store)) == [0]
+    return store
+
+
+def same_experts(store, other, exp=MTT):
+    "The same experts to the byte, but for the seconds in their logs, and nothing else in their folder."
+    folder, other = store/buffer_name(exp), other/buffer_name(exp)
+    assert names(folder) == names(other)
+    for p in folder.iterdir():
+        if p.suffix == ".jsonl": assert timeless(p) == timeless(other/p.name), p.name
+        else: assert p.read_bytes() == (other/p.name).read_bytes(), p.name
+
+
+def same_all(store, other, exp=MTT):
+    same_experts(store, other, exp)
+    same(store/run_name(exp), other/run_name(exp))
+
+
+# Renamed in order: the configuration, the buffer's own, and for each expert its head, its empty log and at last the expert itself; then
+# checkpoints, log, set, logits, table and report. Forced to the disk besides: two probes, and each row and line of an expert. An expert has
+# a row and a line before training and for each epoch. A student of N steps takes N - 1 gradients forwards and N backwards in each iteration.
+MTT_FILES = ("config", "buffer", "head 0", "log 0", "expert 0", "head 1", "log 1", "expert 1", "checkpoint 1", "checkpoint 2", "checkpoint 3", "checkpoint 4", "log", "distilled", "logits", "ood", "report")
+GRADIENTS = 2 * MTT.syn_steps - 1
+MTT_MOMENTS = {
+    **{f"before {name} is renamed": ("os", "replace", MTT_FILES.index(name) + 1) for name in (*MTT_FILES[1:9], "distilled")},
+    "with half of the first row": ("torn", "_append", 1),
+    "with half of a row": ("torn", "_append", 5),
+    "between a row and its line": ("buffers", "_append", 6),
+    "with half of a line": ("torn", "_append", 6),
+    "between two epochs": ("buffers", "train_epoch", 3),
+    "with half of the last row": ("torn", "_append", 7),
+    "with half of the last line": ("torn", "_append", 8),
+    "between two experts": ("buffers", "train_experts", 2),
+    "in the second expert": ("torn", "_append", 13),
+    "in the third iteration, forwards": ("trajectory_matching", "_gradient", 2 * GRADIENTS + 2),
+    "in the third iteration, backwards": ("trajectory_matching", "_gradient", 3 * GRADIENTS - 1),
+    "between a checkpoint and the next iteration": ("trajectory_matching", "iteration", 4),
+    "between an iteration and its checkpoint": ("distillation", "save_checkpoint", 3),
+    "in training": ("training", "step_size", 2),
+    "in judging": ("evaluation", "predict", 2),
+}
+
+@pytest.mark.parametrize("moment", MTT_MOMENTS)
+def test_mtt_killed_and_started_again(ask, straight_mtt, tmp_path, moment):
+    folder, experts = tmp_path/run_name(MTT), tmp_path/buffer_name(MTT)
+    assert ask(dict(exp=MTT, store=tmp_path, die=MTT_MOMENTS[moment])) == [-signal.SIGKILL]
+    assert not (folder/"report.json").exists()
+    for p in experts.glob("expert*.safetensors"): assert p.read_bytes() == (straight_mtt/buffer_name(MTT)/p.name).read_bytes() # whole
+    if (folder/"checkpoint.safetensors").exists(): load_checkpoint(folder/"checkpoint.safetensors", MTT, "cpu")
+    assert ask(dict(exp=MTT, store=tmp_path, seed=1)) == [0]
+    same_all(tmp_path, straight_mtt)
+
+
+@pytest.mark.parametrize("die", [("os", "fsync", 8), ("torn", "_append", 3), ("trajectory_matching", "_gradient", GRADIENTS + 2)], ids=str)
+def test_mtt_killed_again_and_again(ask, straight_mtt, tmp_path, die):
+    "Each start gets a little further than the one before: a row or an iteration."
+    for starts in range(1, 30):
+        status, = ask(dict(exp=MTT, store=tmp_path, die=die, seed=starts))
+        if status == 0: break
+        assert status == -signal.SIGKILL
+    assert status == 0 and starts > 3
+    same_all(tmp_path, straight_mtt)
+
+
+def test_epochs_done_before_a_kill_are_not_done_again(ask, straight_mtt, tmp_path):
+    "Killed in the fifth of six epochs, two are left: it never gets to the mine in the third."
+    assert ask(dict(exp=MTT, store=tmp_path, die=("buffers", "train_epoch", 5))) == [-signal.SIGKILL]
+    assert ask(dict(exp=MTT, store=tmp_path, die=("buffers", "train_epoch", 3))) == [0]
+    same_all(tmp_path, straight_mtt)
+
+
+def test_mtt_iterations_done_before_a_kill_are_not_done_again(ask, straight_mtt, tmp_path):
+    assert ask(dict(exp=MTT, store=tmp_path, die=("trajectory_matching", "iteration", 4))) == [-signal.SIGKILL]
+    assert load_checkpoint(tmp_path/run_name(MTT)/"checkpoint.safetensors", MTT, "cpu")[0].iteration == 3
+    assert ask(dict(exp=MTT, store=tmp_path, die=("trajectory_matching", "iteration", 2))) == [0]
+    same_all(tmp_path, straight_mtt)
+
+
+def test_experts_do_not_depend_on_threads(ask, straight_mtt, tmp_path):
+    "An expert is trained on one thread, and so may be begun by one process and finished by another."
+    assert ask(dict(exp=MTT, store=tmp_path, threads=2, die=("torn", "_append", 5))) == [-signal.SIGKILL]
+    assert ask(dict(exp=MTT, store=tmp_path, threads=1)) == [0]
+    same_all(tmp_path, straight_mtt)
+
+
+def counts(file): return sorted(file.read_text().split())
+
+
+def test_three_that_ask_for_one_mtt_run_train_each_expert_once(ask, straight_mtt, tmp_path):
+    mark, experts = tmp_path/"mark", tmp_path/"experts"
+    assert ask(*(dict(exp=MTT, store=tmp_path/"store", mark=mark, experts=experts) for _ in range(3))) == [0, 0, 0]
+    assert len(mark.read_text().split()) == 1 and counts(experts) == ["0", "1"]
+    same_all(tmp_path/"store", straight_mtt)
+
+
+def test_runs_that_share_experts_train_each_once(ask, straight_mtt, tmp_path):
+    mark, experts = tmp_path/"mark", tmp_path/"experts"
+    others = [replace(MTT, seed=1), replace(MTT, ipc=2, opc=2, syn_steps=2)]
+    assert len({buffer_name(e) for e in (MTT, *others)}) == 1
+    assert ask(*(dict(exp=e, store=tmp_path/"store", mark=mark, experts=experts) for e in (*others, MTT))) == [0, 0, 0]
+    assert len(mark.read_text().split()) == 3 and counts(experts) == ["0", "1"]
+    same_all(tmp_path/"store", straight_mtt)
+    for e in others: assert (tmp_path/"store"/run_name(e)/"report.json").exists()
+
+
+def test_who_waits_for_an_expert_takes_over_from_who_is_killed(ask, straight_mtt, tmp_path):
+    "The first is killed in an expert for which the second, that asks for another run, waits; its epochs are kept."
+    experts, store = tmp_path/"experts", tmp_path/"store"
+    first = dict(exp=replace(MTT, seed=1), store=store, experts=experts, die=("torn", "_append", 5), pause=0.5)
+    assert ask(first, dict(exp=MTT, store=store, experts=experts, wait_for=experts, die=("buffers", "train_epoch", 6))) == [-signal.SIGKILL, 0]
+    assert counts(experts) == ["0", "0", "1"] # five of six epochs were left for the second
+    same_all(store, straight_mtt)
+
+
+def test_workers_train_each_expert_once(straight_mtt, tmp_path, monkeypatch):
+    "Two processes of `run_all`, each with its own run; what they rename is written down."
+    mark = tmp_path/"mark"
+    (tmp_path/"sitecustomize.py").write_text(f"import os; replace = os.replace\ndef noted(a, b):\n    replace(a, b)\n    with open({str(mark)!r}, 'a') as f: f.write(os.path.basename(b) + '\\n')\nos.replace = noted\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    exps = [MTT, replace(MTT, seed=1)]
+    runs = run_all(exps, tmp_path/"store", workers=2, device="cpu", progress=False)
+    assert [r.exp for r in runs] == exps and all((r.folder/"report.json").exists() for r in runs)
+    renamed = mark.read_text().split()
+    for k in range(MTT.experts): # begun once and finished once
+        assert [renamed.count(f"expert00{k}.{s}") for s in ("part", "jsonl", "safetensors")] == [1, 1, 1]
+    same_experts(tmp_path/"store", straight_mtt)
+    assert [[l["iteration"] for l in r.losses] for r in runs] == [[1, 2, 3, 4]] * 2
+
+
+def test_asked_again_no_expert_is_touched(straight_mtt, monkeypatch):
+    "A finished run does without its experts."
+    def never(*a, **kw): raise AssertionError("computed again")
+    for name in ("runs.compute", "runs.make_buffer", "buffers.train_experts", "runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
+    times = {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}
+    assert load_or_run(MTT, straight_mtt).distilled.lr > 0
+    assert times == {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}
+
+
+def test_mtt_neither_chance_nor_clock(straight_mtt, tmp_path, monkeypatch):
+    ticks = itertools.count(0, 1000)
+    with monkeypatch.context() as m:
+        for name in ("time", "monotonic", "perf_counter"): m.setattr(time, name, lambda: float(next(ticks)))
+        torch.manual_seed(12345); np.random.seed(12345); random.seed(12345)
+        load_or_run(MTT, tmp_path, "cpu", progress=False)
+    same_all(tmp_path, straight_mtt)
+
+
+# --- watched
+
+@pytest.fixture(scope="module")
+def straight_watched(ask, tmp_path_factory):
+    store = tmp_path_factory.mktemp("watched")
+    assert ask(dict(exp=WATCHED, store=store)) == [0]
+    assert [l["iteration"] for l in timeless(store/run_name(WATCHED)/"dynamics.jsonl")] == [0, 2, 4]
+    return store
+
+
+LOOKS = { # after the experts the files are: line 0, checkpoint 1, line 2, checkpoint 2, …
+    "in the look before the first iteration": ("training", "step_size", 2),
+    "before its line is renamed": ("os", "replace", 2),
+    "in the second look": ("training", "step_size", WATCHED.epochs + 2),
+    "in judging for the second look": ("evaluation", "predict", 4),
+    "between the second look and its checkpoint": ("distillation", "save_checkpoint", 2),
+    "in the last look": ("training", "step_size", 2 * WATCHED.epochs + 2),
+    "between the last look and its checkpoint": ("distillation", "save_checkpoint", 4),
+    "after the last checkpoint": ("runs", "_log", 1),
+}
+
+@pytest.mark.parametrize("moment", LOOKS)
+def test_killed_while_it_is_watched(ask, straight_watched, tmp_path, moment):
+    assert ask(dict(exp=WATCHED, store=tmp_path, die=LOOKS[moment])) == [-signal.SIGKILL]
+    assert ask(dict(exp=WATCHED, store=tmp_path, seed=1)) == [0]
+    same_all(tmp_path, straight_watched, WATCHED)
+    assert (tmp_path/run_name(WATCHED)/"dynamics.jsonl").read_bytes() == (straight_watched/run_name(WATCHED)/"dynamics.jsonl").read_bytes()

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALWAYS', 'WITH', 'BLOCK', 'expert_fields', 'buffer_name', 'flatten', 'fill', 'unflatten', 'draw_outliers', 'batches',
-           'real_images', 'train_epoch', 'stacked_epoch', 'at_once', 'Writer', 'one_thread', 'Course', 'course',
-           'train_experts', 'make_buffer', 'Buffer', 'stored_buffers', 'epochs_done']
+           'real_images', 'train_epoch', 'stacked_epoch', 'at_once', 'folder_parts', 'Writer', 'one_thread', 'Course',
+           'course', 'train_experts', 'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done']
 
 # %% ../nbs/06_buffers.ipynb #2a7d5f4f
 import json, os, shutil, time, zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -143,18 +143,27 @@ def _header(rows:int, size:int, about:dict) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 def _append(path, data:bytes):
-    with open(path, "ab") as f: f.write(data); f.flush(); os.fsync(f.fileno())
+    try:
+        with open(path, "ab") as f: f.write(data); f.flush(); os.fsync(f.fileno())
+    except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}") from e
 
 def _file(folder, k:int, suffix="safetensors") -> Path: return Path(folder)/f"expert{k:03d}.{suffix}"
+
+# %% ../nbs/06_buffers.ipynb #4ccfbcff
+def folder_parts(folder, *names) -> list:
+    "Half-written files that a kill left behind while `names` were replaced."
+    return [p for name in names for p in Path(folder).glob(f".{name}.*.part")]
 
 # %% ../nbs/06_buffers.ipynb #5d79927e
 class Writer:
     "The growing file of expert `k`: finds the whole rows of an earlier attempt, appends rows, and gives the file its final name."
     def __init__(self, folder, k:int, epochs:int, size:int, about:dict):
         self.path, self.log, self.final = (_file(folder, k, s) for s in ("part", "jsonl", "safetensors"))
+        for half in folder_parts(folder, self.path.name, self.log.name): half.unlink(missing_ok=True)
         self.rows, self.size = epochs + 1, size
         self.head = _header(self.rows, size, about)
         self.done = self._whole()
+        self._finish()
 
     def _row(self, f, i):
         f.seek(len(self.head) + 4 * self.size * i)
@@ -175,7 +184,7 @@ class Writer:
 
     def last(self) -> torch.Tensor:
         "The parameters of the last whole row (P,)."
-        with open(self.path, "rb") as f: return torch.frombuffer(bytearray(self._row(f, self.done - 1)), dtype=torch.float32)
+        with open(self.path if self.done < self.rows else self.final, "rb") as f: return torch.frombuffer(bytearray(self._row(f, self.done - 1)), dtype=torch.float32)
 
     def append(self, theta:torch.Tensor, loss=None, seconds=None):
         "Write the parameters after one more epoch, and then the line that vouches for them."
@@ -183,6 +192,10 @@ class Writer:
         _append(self.path, row)
         _append(self.log, (json.dumps(dict(epoch=self.done, loss=loss, seconds=seconds, crc32=zlib.crc32(row))) + "\n").encode())
         self.done += 1
+        self._finish()
+
+    def _finish(self):
+        "All rows are there: the file gets its final name."
         if self.done == self.rows: os.replace(self.path, self.final)
 
 # %% ../nbs/06_buffers.ipynb #7218789c
@@ -255,11 +268,13 @@ def make_buffer(
     progress:bool=True, # show a bar
 ) -> "Buffer":
     "The buffer with at least `exp.experts` experts; those missing are trained, beside other processes that do the same."
-    folder, missing = Path(folder), [k for k in range(exp.experts) if not _file(folder, k).exists()]
+    folder, missing = Path(folder), missing_experts(exp, folder)
     if missing:
         dataset = dataset or prepared(exp, root)
         _room(exp, folder, dataset, len(missing))
-        atomic_write(folder/"buffer.json", json.dumps(dict(fields=expert_fields(exp, root), source=dataset.source), indent=1, sort_keys=True) + "\n")
+        with FileLock(folder/".lock"):
+            for half in folder_parts(folder, "buffer.json"): half.unlink(missing_ok=True)
+            atomic_write(folder/"buffer.json", json.dumps(dict(fields=expert_fields(exp, root), source=dataset.source), indent=1, sort_keys=True) + "\n")
         pool = outlier_pool(_as_expert(exp), dataset, root, device)
         with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not progress) as bar, one_thread(device):
             c = course(exp, dataset, pool, device)
@@ -268,6 +283,10 @@ def make_buffer(
                     with _held(folder, ks, wait) as mine:
                         if mine: train_experts(exp, mine, c, folder, bar.update)
     return Buffer(folder, exp)
+
+def missing_experts(exp:Experiment, folder) -> list:
+    "The numbers of the experts that `folder` lacks."
+    return [k for k in range(exp.experts) if not _file(folder, k).exists()]
 
 def _groups(ks, size): return [ks[i:i + size] for i in range(0, len(ks), size)]
 
@@ -304,6 +323,7 @@ class Buffer:
     "The finished experts of an experiment; raises `UserError` for files that are not its experts."
     folder:Path     # where they lie
     exp:Experiment  # how many there are, and what they shall be
+    checksums:dict=field(default_factory=dict) # of the rows of each expert, filled here
 
     def __post_init__(self):
         for k in range(self.exp.experts): self._check(k)
@@ -311,19 +331,22 @@ class Buffer:
     def __repr__(self): return f"Buffer({self.exp.experts} experts of {self.exp.train_epochs} epochs on {self.exp.dataset}, outliers {self.exp.outliers}, in {self.folder})"
 
     def _check(self, k):
-        file = _file(self.folder, k)
+        file, size = _file(self.folder, k), None
         try:
-            with safe_open(file, "pt") as f: about, (rows, _) = json.loads(f.metadata()["expert"]), f.get_slice("snapshots").get_shape()
-        except Exception as e: raise UserError(f"{file} is missing or damaged ({e}); delete it, and it is trained again") from None
-        if about["fields"] != expert_fields(self.exp) or about["expert"] != k or rows != self.exp.train_epochs + 1:
-            raise UserError(f"{file} is an expert of another experiment; delete it or use another folder")
+            with safe_open(file, "pt") as f: about, (rows, size) = json.loads(f.metadata()["expert"]), f.get_slice("snapshots").get_shape()
+            same = about["fields"] == expert_fields(self.exp) and about["expert"] == k and rows == self.exp.train_epochs + 1
+            self.checksums[k] = [json.loads(l)["crc32"] for l in _file(self.folder, k, "jsonl").read_text().splitlines()]
+        except Exception as e: raise UserError(f"{file} is missing or damaged, or the log beside it is ({e}); delete it, and it is trained again") from None
+        if not same or len(self.checksums[k]) != rows: raise UserError(f"{file} is an expert of another experiment; delete it or use another folder")
 
     def snapshot(self,
         k:int,      # the expert
         epoch:int,  # 0: before training
     ) -> torch.Tensor:
-        "The parameters (P,) of expert `k` after `epoch` epochs."
-        with safe_open(_file(self.folder, k), "pt") as f: return f.get_slice("snapshots")[epoch:epoch + 1][0]
+        "The parameters (P,) of expert `k` after `epoch` epochs; raises `UserError` if they are not those that were written."
+        with safe_open(_file(self.folder, k), "pt") as f: theta = f.get_slice("snapshots")[epoch:epoch + 1][0]
+        if zlib.crc32(theta.numpy()) != self.checksums[k][epoch]: raise UserError(f"{_file(self.folder, k)} is damaged (epoch {epoch} does not fit its checksum); delete it, and it is trained again")
+        return theta
 
     def log(self, k:int) -> list:
         "For each epoch of expert `k`: its number, the mean training loss, the seconds it took."
@@ -336,8 +359,8 @@ def stored_buffers(
     "One dictionary for each buffer in the store: folder, data set, outliers, finished experts, those begun, epochs, bytes."
     rows = []
     for config in sorted(Path(runs).glob("buffers/*/*/buffer.json")):
-        try: said = json.loads(config.read_text())["fields"]
-        except (ValueError, KeyError): said = {}
+        try: said = dict(json.loads(config.read_text())["fields"])
+        except (OSError, ValueError, KeyError, TypeError): said = {}
         files = lambda suffix: list(config.parent.glob(f"expert*.{suffix}"))
         rows.append(dict(folder=str(config.parent.relative_to(runs)), dataset=said.get("dataset"), outliers=said.get("outliers"), experts=len(files("safetensors")),
                          begun=len(files("part")), epochs=said.get("train_epochs"), bytes=sum(p.stat().st_size for p in files("safetensors"))))

@@ -135,8 +135,8 @@ SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", 
 
 # %% ../nbs/00_config.ipynb #7009ba69
 SMALL = { # preset: {ipc: as above}, and the experts
-    "smoke": ({1: (3, 1, 1, 1e2, 1e-5, 1e-2, False, 0)}, dict(iterations=2, experts=2, train_epochs=2, batch_train=256)),
-    "quick": ({1: (10, 2, 10, 1e2, 1e-5, 1e-2, False, 0), 10: (10, 2, 10, 30., 1e-5, 5e-2, False, 0)}, dict(iterations=50, experts=6, train_epochs=12, batch_train=64)),
+    "smoke": ({1: (3, 1, 1, 1e2, 2e-6, 1e-2, False, 0)}, dict(iterations=2, experts=2, train_epochs=2, batch_train=256)),
+    "quick": ({1: (10, 2, 10, 1e2, 2e-6, 1e-2, False, 0), 10: (10, 2, 10, 30., 2e-6, 3e-2, False, 0)}, dict(iterations=50, experts=6, train_epochs=12, batch_train=64)),
     "cifar": ({1: (50, 2, 2, 1e2, 1e-5, 1e-2, True, 0)}, dict(iterations=300, experts=12, train_epochs=3, batch_train=256)),
     "paper": (None, dict(iterations=5000, experts=100, train_epochs=50, batch_train=256)),
 }

@@ -212,17 +212,19 @@ def _match(method, exp, device, checkpoint, every, on_step, progress):
     state, kept = load_checkpoint(checkpoint, exp, device) if checkpoint and Path(checkpoint).exists() else (begin(), threads)
     bar = tqdm(total=exp.iterations, initial=state.iteration, desc=f"{exp.method} {exp.outliers} ipc {exp.ipc} seed {exp.seed}", disable=not progress, unit="it")
     def after(state):
-        nonlocal last, clock
+        nonlocal last, clock, calling
         state.seconds += time.monotonic() - clock
         bar.update(); bar.set_postfix(loss=f"{state.losses[-1][0]:.3g}")
+        calling = True # what goes wrong in here is no step that went astray
         if on_step: on_step(state)
+        calling = False
         if checkpoint and time.monotonic() - last >= every: save_checkpoint(state, exp, checkpoint); last = time.monotonic()
         clock = time.monotonic()
     torch.set_num_threads(kept)
-    clock = time.monotonic()
+    clock, calling = time.monotonic(), False
     try:
         with bar: return loop(state=state, on_step=after), kept
     except FloatingPointError:
-        if checkpoint and exp.method == "mtt": save_checkpoint(state, exp, checkpoint)
+        if checkpoint and exp.method == "mtt" and not calling: save_checkpoint(state, exp, checkpoint)
         raise
     finally: torch.set_num_threads(threads)
