@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare check test test-data paper bench lab clean
+.PHONY: help setup prepare check test test-data paper bench bench-full lab clean
 
 help: ## list what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ paper: setup ## every figure and table, into figures/PRESET
 
 bench: setup ## time the hot paths against plain versions, into benchmarks/latest.json
 	$(BIN)/python benchmarks/bench.py
+
+bench-full: setup ## memory and time of trajectory matching up to 80 steps, into benchmarks/full.json
+	$(BIN)/python benchmarks/bench.py --full
 
 lab: setup ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. nbs
