@@ -1,19 +1,51 @@
-"Copy the runs behind figures/PRESET from runs/ to published/ (no images kept as drawn from real ones): python tools/publish.py PRESET [PRESET ...]"
-import json, sys
+"""Publish the runs behind figures/PRESET: python tools/publish.py PRESET [PRESET ...] copies them from runs/ to published/ (no images kept as drawn from real ones).
+python tools/publish.py --scores [--to FOLDER] only adds scores.safetensors, made from runs/, to the runs that are published already."""
+import argparse, json, sys
 from pathlib import Path
 
-from trustdd.config import Experiment
-from trustdd.runs import Run, publish
+from trustdd.config import Experiment, UserError
+from trustdd.runs import Run, add_scores, publish
 
 ROOT = Path(__file__).resolve().parent.parent
-LOGITS = ("fig01", "fig02")  # the only ones drawn from logits; the others need reports
+LOGITS = ("fig01", "fig02")  # the only ones drawn from logits; the others need reports and scores
 
-for preset in sys.argv[1:]:
+
+def run_in(folder): return Run(Experiment(**json.loads((folder/"config.json").read_text())), folder)
+
+
+def publish_preset(preset, store, to):
+    "Every run that a figure or table of this preset names."
     needs = {}
     for about in sorted((ROOT/"figures"/preset).glob("*.json")):
         for run in json.loads(about.read_text())["runs"]: needs[run] = needs.get(run, False) or about.stem in LOGITS
     if not needs: sys.exit(f"figures/{preset} names no runs; make it first: trustdd paper --preset {preset}")
-    for name, logits in sorted(needs.items()):
-        folder = ROOT/"runs"/name
-        publish(Run(Experiment(**json.loads((folder/"config.json").read_text())), folder), ROOT/"published", logits)
-    print(f"{preset}: {len(needs)} runs in published/")
+    for name, logits in sorted(needs.items()): publish(run_in(store/name), to, logits)
+    print(f"{preset}: {len(needs)} runs in {to}")
+
+
+def scores_only(store, to):
+    "Scores for published runs that have none, from the same runs in `store`; the number of runs left without."
+    made, left = 0, []
+    for config in sorted(to.rglob("config.json")):
+        folder, name = config.parent, config.parent.relative_to(to)
+        if (folder/"scores.safetensors").exists(): continue
+        there = store/name if (store/name/"config.json").exists() else folder
+        try:
+            if json.loads((there/"config.json").read_text()) != json.loads(config.read_text()): raise UserError(f"{there} is another configuration")
+            if not add_scores(run_in(there), folder): raise UserError("neither scores nor logits are kept")
+            made += 1
+        except UserError as e: left.append(f"{name}: {e}")
+    print("\n".join([f"scores of {made} runs added in {to}", *(f"without: {l}" for l in left)]))
+    return len(left)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("presets", nargs="*", metavar="PRESET")
+    p.add_argument("--scores", action="store_true", help="only add scores.safetensors to published runs")
+    p.add_argument("--runs", type=Path, default=ROOT/"runs", help="the run store to take from")
+    p.add_argument("--to", type=Path, default=ROOT/"published", help="the published store")
+    args = p.parse_args()
+    if not args.presets and not args.scores: p.error("name presets, or --scores")
+    for preset in args.presets: publish_preset(preset, args.runs, args.to)
+    sys.exit(bool(scores_only(args.runs, args.to)) if args.scores else 0)
