@@ -7,7 +7,7 @@ from trustdd.config import Experiment, UserError
 from trustdd.runs import Run, add_scores, publish
 
 ROOT = Path(__file__).resolve().parent.parent
-LOGITS = ("fig01", "fig02", "fig14")  # the only ones drawn from logits; the others need reports and scores
+LOGITS = ("fig01", "fig02", "fig13", "fig14", "fig16", "fig19", "tab08")  # the only ones drawn from logits; the others need reports and scores
 
 
 def run_in(folder): return Run(Experiment(**json.loads((folder/"config.json").read_text())), folder)
