@@ -190,7 +190,8 @@ def _show_gallery(done, out, runs):
     "Print how many claims held, of those items that were made, and write the page."
     from trustdd.gallery import entries, page_folder, said, tally, write_gallery
     print(said(tally(e for e in entries(out) if e.name in done and not isinstance(done[e.name], Exception))))
-    print(f"all on one page: {write_gallery(page_folder(out), runs)}")
+    try: print(f"all on one page: {write_gallery(page_folder(out), runs)}")
+    except UserError as e: print(f"no page of them: {e}") # the figures are made all the same
 
 # %% ../nbs/15_cli.ipynb #26041163
 def gallery(args) -> int:

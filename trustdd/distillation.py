@@ -144,11 +144,13 @@ def load_checkpoint(path, exp:Experiment, device) -> tuple:
         tensors, meta = read_safetensors(path)
         meta = json.loads(meta["checkpoint"])
         stored, threads = meta["experiment"], meta["threads"]
-        check_same(exp, stored, path)
         meta["losses"] = [tuple(l) for l in meta["losses"]]
-        return kind(**{f.name: tensors[f.name].to(device) if f.name in tensors else meta[f.name] for f in fields(kind)}), threads
-    except UserError: raise
+        parts = {f.name: tensors[f.name].to(device) if f.name in tensors else meta.get(f.name) for f in fields(kind)}
     except (KeyError, TypeError, ValueError) as e: raise UserError(f"{path} is no whole checkpoint ({e}); delete it to start over") from None
+    check_same(exp, stored, path)
+    lost = [k for k, v in parts.items() if v is None]
+    if lost: raise UserError(f"{path} is no whole checkpoint (it lacks {', '.join(lost)}); delete it to start over")
+    return kind(**parts), threads
 
 # %% ../nbs/08_distillation.ipynb #ba017870
 def check_same(
