@@ -227,6 +227,7 @@ def course(
     fast = compiled(net, dataset.shape, exp.train_epochs * len(dataset.images) * (2 if pool else 1))
     return Course(net.train(), fast, real_images(dataset, device), dataset.labels.to(device), pool)
 
+# %% ../nbs/06_buffers.ipynb #131c9ddc
 def train_experts(
     exp:Experiment, # which experts
     ks,             # their numbers, trained side by side
@@ -248,6 +249,7 @@ def train_experts(
             writers[i].append(theta, loss, round((time.perf_counter() - began) / len(going), 2))
             if on_epoch: on_epoch()
 
+# %% ../nbs/06_buffers.ipynb #bf3e8464
 def _advance(net, fast, thetas, steps, exp):
     "Parameters and losses after one more epoch of each expert."
     if len(thetas) > 1:

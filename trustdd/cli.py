@@ -76,6 +76,7 @@ def _distill_flags(p):
     add_fields(p); _common(p)
     p.add_argument("--out", metavar="FILE", help="also write the distilled set to this file")
 
+# %% ../nbs/15_cli.ipynb #0792d581
 def _buffers_flags(p):
     add_fields(p); _common(p)
     p.add_argument("--workers", type=convert(int, "workers"), default=None, metavar="N", help="experts trained at the same time; one for each core")
@@ -103,6 +104,7 @@ def _import_flags(p):
 
 IMPORTED = ("dataset", "method", "outliers", "ipc", "zca")
 
+# %% ../nbs/15_cli.ipynb #504cd207
 def _paper_flags(p):
     p.add_argument("--preset", default="quick", help=f"one of {', '.join(PRESETS)}; default quick")
     p.add_argument("--only", type=convert(tuple, "only"), default=(), metavar="A,B", help="names such as fig02,tab01; all of them")

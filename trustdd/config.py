@@ -271,6 +271,7 @@ def whole(field, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{field} = {value!r} must be a whole number, {least} or more")
 
+# %% ../nbs/00_config.ipynb #349b6612
 def _validate(exp):
     for k, choices in CHOICES.items(): check_choice(k, getattr(exp, k), choices)
     for k in "iterations outer batch_real batch_net width depth n_nets epochs batch_eval".split(): whole(k, getattr(exp, k), 1)
@@ -296,6 +297,7 @@ def _validate(exp):
     if exp.watch and not 0 <= exp.watch[0] <= exp.watch[-1] <= exp.iterations: raise UserError(f"watch = {exp.watch!r} must lie between 0 and iterations = {exp.iterations}")
     _validate_mtt(exp)
 
+# %% ../nbs/00_config.ipynb #72bcad03
 def _validate_mtt(exp):
     if exp.method != "mtt":
         for k in ONLY_MTT:
