@@ -20,6 +20,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
+from .allocator import keep_memory
 from .augment import augment, draw
 from .config import Experiment, UserError, atomic_write, data_name, digest, stream, to_dict, writable
 from .data import Dataset, image_stamp, prepared
@@ -270,6 +271,7 @@ def make_buffer(
     progress:bool=True, # show a bar
 ) -> "Buffer":
     "The buffer with at least `exp.experts` experts; those missing are trained, beside other processes that do the same."
+    keep_memory()
     folder, missing = Path(folder), missing_experts(exp, folder)
     if missing:
         dataset = dataset or prepared(exp, root)

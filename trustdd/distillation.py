@@ -18,6 +18,7 @@ from safetensors.torch import load as load_bytes, save as save_bytes
 from tqdm import tqdm
 
 import trustdd
+from .allocator import keep_memory
 from .buffers import buffer_name, make_buffer
 from .config import Experiment, UserError, atomic_write, data_root, pick_device, project_root, runs_root, to_dict
 from .data import Dataset, load_dataset, prepared
@@ -179,6 +180,7 @@ def distill(
 ) -> DistilledSet:
     "Make a distilled set; continues from `checkpoint` if it is there, with the same result as without the interruption."
     if exp.method == "full": raise UserError("method = 'full' trains on all images and distils none; choose dc, dsa, mtt or random")
+    keep_memory()
     device, root = pick_device(device), Path(root or data_root())
     dataset = dataset or prepared(exp, root)
     pool = outlier_pool(exp, dataset, root=root, device=device)

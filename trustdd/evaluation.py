@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
+from .allocator import keep_memory
 from .config import CORRUPTION_NAMES, UserError, atomic_write, check_choice, pick_device, stream, whole
 from .data import balanced_draw, load_dataset, load_ood, ood_suite, outside_source, prepared
 from .ood import METRICS, SCORES, calibration_error, misclassification, ood_metrics, reliability
@@ -90,6 +91,7 @@ def collect_logits(
     **about,        # JSON values to keep beside: experiment, select, epochs, run
 ) -> Logits:
     "Run every network once on every set."
+    keep_memory()
     if not ood_sets or "in" in ood_sets: raise UserError(f"ood sets {list(ood_sets)}: name one or more, none of them 'in'")
     for name, x in ood_sets.items(): _same_form(name, x, dataset.test_images)
     n_in, norm = len(dataset.test_images), normalise or normaliser(dataset)

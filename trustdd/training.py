@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
+from .allocator import keep_memory
 from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
 from .distillation import DistilledSet
@@ -63,6 +64,7 @@ def train(
     exp = exp or (source.experiment if isinstance(source, DistilledSet) else None)
     if exp is None: raise UserError("training on a whole data set needs exp, the recipe")
     n_nets, seed, device = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed, pick_device(device)
+    keep_memory()
     if n_nets < 1: raise UserError(f"n_nets = {n_nets} must be 1 or more")
     m = material(source, device)
     shape = tuple(m.images.shape[1:])
