@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import STRATEGY, UserError, check_choice
+from .config import STRATEGY, UserError, check_choice, to_device
 
 # %% ../nbs/03_augment.ipynb #77eaa200
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def draw(
 # %% ../nbs/03_augment.ipynb #32550ab9
 def _column(p, x):
     "A parameter as a plain number (n = 1), or as (n,1,1,1) beside `x`."
-    return p.item() if len(p) == 1 else p.to(x.device, x.dtype).view(-1, 1, 1, 1)
+    return p.item() if len(p) == 1 else to_device(p, x.device, x.dtype).view(-1, 1, 1, 1)
 
 def color(x, b, s, c):
     "Brightness, saturation and contrast of `x` (n,C,H,W), by parameters of shape (1,) or (n,)."
@@ -79,8 +79,8 @@ def crop(x, u, v):
     x = F.pad(x, (d, d, a, a))
     rows = torch.arange(h) + a + down[:, None]
     cols = torch.arange(w) + d + right[:, None]
-    x = x.gather(2, rows.to(x.device)[:, None, :, None].expand(b, c, h, w + 2*d))
-    return x.gather(3, cols.to(x.device)[:, None, None, :].expand(b, c, h, w))
+    x = x.gather(2, to_device(rows, x.device)[:, None, :, None].expand(b, c, h, w + 2*d))
+    return x.gather(3, to_device(cols, x.device)[:, None, None, :].expand(b, c, h, w))
 
 # %% ../nbs/03_augment.ipynb #60e0f4c6
 def _inside(u, side):
@@ -94,18 +94,18 @@ def cutout(x, u, v):
     "Set a rectangle of half the side to zero; `u`, `v` are fractions for its centre, (1,) or (n,)."
     rows, cols = _inside(u, x.shape[2]), _inside(v, x.shape[3])
     keep = ~(rows[:, :, None] & cols[:, None, :])
-    return x * keep[:, None].to(x.device, x.dtype)
+    return x * to_device(keep[:, None], x.device).to(x.dtype)
 
 # %% ../nbs/03_augment.ipynb #3ab70a21
 def flip(x, mirrored):
     "Mirror `x` (n,C,H,W) left-right where `mirrored`, (1,) or (n,), is 1."
     if len(mirrored) == 1: return x.flip(3) if mirrored.item() else x
-    return torch.where(mirrored.bool().to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
+    return torch.where(to_device(mirrored, x.device, torch.bool).view(-1, 1, 1, 1), x.flip(3), x)
 
 # %% ../nbs/03_augment.ipynb #d090c895
 def warp(x, theta, align_corners=True):
     "Sample `x` (n,C,H,W) bilinearly at the linear map `theta` (1 or n, 2, 2) of its coordinates, zeros outside."
-    theta = theta.to(x.device, x.dtype)[..., None, None]
+    theta = to_device(theta, x.device, x.dtype)[..., None, None]
     place = lambda side: (2 * torch.arange(side, device=x.device, dtype=x.dtype) + 1 - side) / max(side - align_corners, 1)
     grid = theta[:, :, 0] * place(x.shape[3]) + theta[:, :, 1] * place(x.shape[2])[:, None] # (n, 2, H, W)
     return F.grid_sample(x, grid.permute(0, 2, 3, 1).expand(len(x), -1, -1, -1), align_corners=align_corners)
