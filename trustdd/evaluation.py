@@ -21,6 +21,7 @@ from safetensors.torch import save as safetensors_bytes
 from .config import CORRUPTION_NAMES, UserError, atomic_write, check_choice, pick_device, stream, whole
 from .data import balanced_draw, load_dataset, load_ood, ood_suite, outside_source, prepared
 from .ood import METRICS, SCORES, calibration_error, misclassification, ood_metrics, reliability
+from .networks import arithmetic
 from .poe import corrupt
 
 # %% ../nbs/11_evaluation.ipynb #5a326264
@@ -45,7 +46,7 @@ def predict(
     "Logits, float32 (n, k) on the CPU. Raises `UserError` if they are not finite."
     device, training = pick_device(device), net.training
     net.to(device).eval()
-    with torch.inference_mode(): parts = [net(dataset.normalise(x.to(device)).to(device)) for x in images.split(batch)]
+    with torch.inference_mode(), arithmetic(device): parts = [net(dataset.normalise(x.to(device)).to(device)) for x in images.split(batch)]
     net.train(training)
     logits = torch.cat(parts).float().cpu()
     if not logits.isfinite().all(): raise UserError("the network's logits are NaN or infinite; its training diverged (try a smaller lr_eval)")

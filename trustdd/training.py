@@ -16,7 +16,7 @@ from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
 from .distillation import DistilledSet
 from .gradient_matching import sgd_epoch
-from .networks import Network, compiled, from_experiment, initialise
+from .networks import Network, arithmetic, compiled, from_experiment, initialise
 
 # %% ../nbs/09_training.ipynb #dd5cf514
 def step_size(
@@ -69,7 +69,7 @@ def train(
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
     bar = tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch")
-    with bar: nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
+    with bar, arithmetic(device): nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
     for made in nets: made.made = dict(seed=seed, model=model or exp.model)
     return nets
 
