@@ -23,8 +23,10 @@ from .buffers import buffer_name, make_buffer
 from .config import Experiment, UserError, atomic_write, data_root, pick_device, project_root, runs_root, to_dict
 from .data import Dataset, load_dataset, prepared
 from .gradient_matching import MatchingState, gradient_matching, start
+from .networks import arithmetic, precision
 from .poe import outlier_pool
 from .trajectory_matching import TrajectoryState, start as start_trajectories, trajectory_matching
+from .without_waiting import iteration_for
 
 # %% ../nbs/08_distillation.ipynb #4445ae38
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,10 @@ def provenance(exp:Experiment, dataset:Dataset, device) -> dict:
     "What made a result: experiment, data, commit, device, threads and versions."
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.machine()
     return dict(experiment=to_dict(exp), data=dataset.source, commit=commit(), device=f"{torch.device(device).type} ({name})",
-                threads=torch.get_num_threads(), trustdd=trustdd.__version__, torch=torch.__version__)
+                threads=torch.get_num_threads(), trustdd=trustdd.__version__, torch=torch.__version__, **_rounding(device))
+
+def _rounding(device): # what a CPU cannot choose is not told of it
+    return dict(precision=precision(device)) if torch.device(device).type == "cuda" else {}
 
 def commit() -> str:
     "The project's git commit, with + if tracked files differ from it; the installed version without a repository."
@@ -135,7 +140,7 @@ def save_checkpoint(
     "Write the state of an unfinished run."
     parts = {f.name: getattr(state, f.name) for f in fields(state)}
     tensors = {k: v.cpu().contiguous() for k, v in parts.items() if isinstance(v, torch.Tensor)}
-    meta = {k: v for k, v in parts.items() if k not in tensors} | dict(experiment=to_dict(exp), threads=torch.get_num_threads(), commit=commit())
+    meta = {k: v for k, v in parts.items() if k not in tensors} | dict(experiment=to_dict(exp), threads=torch.get_num_threads(), commit=commit(), **_rounding(state.images.device))
     atomic_write(path, save_bytes(tensors, {"checkpoint": json.dumps(meta)}))
 
 def load_checkpoint(path, exp:Experiment, device) -> tuple:
@@ -149,6 +154,8 @@ def load_checkpoint(path, exp:Experiment, device) -> tuple:
         parts = {f.name: tensors[f.name].to(device) if f.name in tensors else meta.get(f.name) for f in fields(kind)}
     except (KeyError, TypeError, ValueError) as e: raise UserError(f"{path} is no whole checkpoint ({e}); delete it to start over") from None
     check_same(exp, stored, path)
+    if (begun := meta.get("precision", "highest")) != precision(device):
+        raise UserError(f"{path} was begun with precision {begun!r}, asked is {precision(device)!r}; set TRUSTDD_PRECISION={begun} on a GPU, or delete it")
     lost = [k for k, v in parts.items() if v is None]
     if lost: raise UserError(f"{path} is no whole checkpoint (it lacks {', '.join(lost)}); delete it to start over")
     return kind(**parts), threads
@@ -184,8 +191,9 @@ def distill(
     device, root = pick_device(device), Path(root or data_root())
     dataset = dataset or prepared(exp, root)
     pool = outlier_pool(exp, dataset, root=root, device=device)
-    if exp.method == "random": state, threads = begin(exp, dataset, pool, device), torch.get_num_threads()
-    else: state, threads = _match(_method(exp, dataset, pool, device, buffer, root, progress), exp, device, checkpoint, every, on_step, progress)
+    with arithmetic(device):
+        if exp.method == "random": state, threads = begin(exp, dataset, pool, device), torch.get_num_threads()
+        else: state, threads = _match(_method(exp, dataset, pool, device, buffer, root, progress), exp, device, checkpoint, every, on_step, progress)
     return as_set(exp, state, dataset, provenance(exp, dataset, device) | dict(threads=threads))
 
 def as_set(
@@ -206,7 +214,7 @@ def begin(exp:Experiment, dataset:Dataset, pool=None, device="cpu"):
 def _method(exp, dataset, pool, device, buffer, root, progress):
     "(its start, its loop): what gradient and trajectory matching have in common."
     first = partial(begin, exp, dataset, pool, device)
-    if exp.method != "mtt": return first, partial(gradient_matching, exp, dataset, pool, device)
+    if exp.method != "mtt": return first, partial(gradient_matching, exp, dataset, pool, device, iterate=iteration_for(device))
     experts = make_buffer(exp, buffer or runs_root()/buffer_name(exp, root), dataset, device, root, progress)
     return first, partial(trajectory_matching, exp, dataset, experts, pool, device)
 

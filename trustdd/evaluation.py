@@ -23,6 +23,7 @@ from .allocator import keep_memory
 from .config import CORRUPTION_NAMES, UserError, atomic_write, check_choice, pick_device, stream, to_device, whole
 from .data import balanced_draw, load_dataset, load_ood, ood_suite, outside_source, prepared
 from .ood import METRICS, SCORES, calibration_error, misclassification, ood_metrics, reliability
+from .networks import arithmetic
 from .poe import corrupt
 
 # %% ../nbs/11_evaluation.ipynb #5a326264
@@ -47,7 +48,7 @@ def predict(
     "Logits, float32 (n, k) on the CPU. Raises `UserError` if they are not finite."
     device, training = pick_device(device), net.training
     net.to(device).eval()
-    with torch.inference_mode(): parts = [net(dataset.normalise(to_device(x, device)).to(device)) for x in images.split(batch)]
+    with torch.inference_mode(), arithmetic(device): parts = [net(dataset.normalise(to_device(x, device)).to(device)) for x in images.split(batch)]
     net.train(training)
     return _finite(torch.cat(parts).float().cpu())
 

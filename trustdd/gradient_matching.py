@@ -246,6 +246,7 @@ def gradient_matching(
     device="cpu",           # where to compute
     state:MatchingState=None, # where to continue; the start if None
     on_step=None,           # called with the state after each iteration
+    iterate=iteration,      # what does one iteration: this chapter's, or an equal one made for a device
 ) -> MatchingState:
     "Distil by gradient matching; raises `FloatingPointError` when the pixels stop being finite."
     if torch.device(device).type != "cpu": dataset = replace(dataset, images=dataset.images.to(device), labels=dataset.labels.to(device)) # bytes, once
@@ -253,7 +254,7 @@ def gradient_matching(
     net = from_experiment(exp, dataset.shape, dataset.n_classes, stream(exp.seed, "network", 0), device)
     fast = compiled(net, dataset.shape, images_seen(exp, dataset.n_classes))
     while state.iteration < exp.iterations:
-        iteration(exp, dataset, pool, state, net, fast, device)
+        iterate(exp, dataset, pool, state, net, fast, device)
         if not (state.images.isfinite().all() and state.outliers.isfinite().all()):
             raise FloatingPointError(f"pixels are no longer finite after iteration {state.iteration}; try a smaller lr_img than {exp.lr_img}")
         if on_step: on_step(state)

@@ -18,7 +18,7 @@ from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
 from .distillation import DistilledSet
 from .gradient_matching import sgd_epoch, training_batches
-from .networks import Network, compiled, from_experiment, initialise
+from .networks import Network, arithmetic, compiled, from_experiment, initialise
 
 # %% ../nbs/09_training.ipynb #dd5cf514
 def step_size(
@@ -73,7 +73,7 @@ def train(
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
     groups = in_groups(n_nets, stack or at_once(exp, device, model))
-    with tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch") as bar:
+    with tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch") as bar, arithmetic(device):
         alone, beside = (lambda k: [_train_one(net, fast, m, exp, seed, k, snapshots, bar)]), (lambda *ks: _train_stack(net, m, exp, seed, ks, snapshots, bar))
         nets = [made for ks in groups for made in (alone if len(ks) == 1 else beside)(*ks)]
     for made in nets: made.made = dict(seed=seed, model=model or exp.model)
