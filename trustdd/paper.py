@@ -116,6 +116,11 @@ class Comparison:
     short:str   # for a list of several: the difference and its interval alone
     over:str    # what the interval is over, or why there is none
 
+    @property
+    def cell(self) -> str:
+        "For a table: +3.6 (+2.4 to +4.9)."
+        return signed(self.mean) + ("" if math.isnan(self.low) else f" ({signed(self.low)} to {signed(self.high)})")
+
 def _word(held, high, margin):
     "What is added to a difference: nothing if it is supported."
     than = f" above {margin:+g}" if margin else ""
@@ -132,7 +137,7 @@ def _observed(runs, statistic, score):
 def beats(
     a,                          # finished runs of A, one for each seed
     b,                          # those of B: the same seeds, as many networks
-    statistic:str="mean_auroc", # accuracy, mean_auroc, auroc:NAME, mean_fpr95_in … or a sum such as mean_auroc+accuracy
+    statistic:str="mean_auroc", # accuracy, mean_auroc, auroc:NAME, auroc:NAME|NAME, mean_fpr95_in … or a sum such as mean_auroc+accuracy
     score:str="msp",            # scores other than msp need the runs' logits
     margin:float=0.0,           # the claim is A - B > margin
 ) -> Comparison:

@@ -168,17 +168,18 @@ def network_weights(
 
 # %% ../nbs/11_statistics.ipynb #c808b974
 def parts(
-    statistic:str,  # such as mean_auroc, accuracy, auroc:textures, mean_auroc+accuracy
+    statistic:str,  # such as mean_auroc, accuracy, auroc:textures, auroc:textures|places, mean_auroc+accuracy
     ood,            # the OOD sets there are
 ) -> list:
     "The summands: each a metric and the OOD sets over which its mean is taken."
     found = []
     for word in statistic.split("+"):
-        metric, _, name = word.removeprefix("mean_").partition(":")
+        metric, _, named = word.removeprefix("mean_").partition(":")
+        names = [""] if word == "accuracy" else list(ood) if word == f"mean_{metric}" else named.split("|")
         if word != "accuracy":
             check_choice("statistic", metric, WEIGHTED)
-            if not word.startswith("mean_"): check_choice("OOD set of the statistic", name, ood)
-        found.append((metric, [""] if word == "accuracy" else list(ood) if word.startswith("mean_") else [name]))
+            for name in names: check_choice("OOD set of the statistic", name, ood)
+        found.append((metric, names))
     return found
 
 # %% ../nbs/11_statistics.ipynb #231ecb30
