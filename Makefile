@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare check test test-data paper bench bench-full lab clean
+.PHONY: help setup prepare check test test-data test-gpu paper bench bench-full lab clean
 
 help: ## list what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,10 @@ test: setup check ## all checks and all tests that need neither a GPU nor unpack
 test-data: export OMP_NUM_THREADS = 1
 test-data: setup ## the tests that need unpacked data as well (data/README.md says which)
 	$(BIN)/nbdev_test --flags "slow data" --n_workers 2
+
+test-gpu: export OMP_NUM_THREADS = 1
+test-gpu: setup ## the tests that need an NVIDIA GPU as well (without nbdev: python tools/gpu_cells.py)
+	$(BIN)/nbdev_test --flags "slow gpu" --n_workers 1
 
 paper: setup ## every figure and table, into figures/PRESET
 	$(BIN)/trustdd paper --preset $(PRESET) $(if $(ONLY),--only $(ONLY)) $(if $(WORKERS),--workers $(WORKERS))

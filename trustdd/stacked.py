@@ -7,6 +7,8 @@ __all__ = ['KERNEL_GRADIENTS', 'KERNEL_GRADIENT', 'LAYERS', 'copies', 'StackedCo
            'stacked_loss', 'stacked_distance', 'stacked_match']
 
 # %% ../nbs/05_stacked.ipynb #731aaf1e
+from math import gcd
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,11 +45,12 @@ def _by_groups(x, gy, shape, stride, padding):
 
 def _by_bmm(x, gy, shape, stride, padding):
     k, o, i, kh, kw = shape
+    n = k * gcd(len(x) // k, 8) # classes in up to eight parts each
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    seen = x.unfold(2, kh, stride[0]).unfold(3, kw, stride[1]).unflatten(0, (k, -1)) # (k, b, i, h, w, kh, kw)
-    seen = seen.permute(0, 2, 5, 6, 1, 3, 4).reshape(k, i * kh * kw, -1)
-    gy = gy.unflatten(0, (k, -1)).transpose(1, 2).reshape(k, o, -1)
-    return (gy @ seen.transpose(1, 2)).view(shape)
+    seen = x.unfold(2, kh, stride[0]).unfold(3, kw, stride[1]).unflatten(0, (n, -1)) # (n, b, i, h, w, kh, kw)
+    seen = seen.permute(0, 2, 5, 6, 1, 3, 4).reshape(n, i * kh * kw, -1)
+    gy = gy.unflatten(0, (n, -1)).transpose(1, 2).reshape(n, o, -1)
+    return (gy @ seen.transpose(1, 2)).view(k, -1, *shape[1:]).sum(1)
 
 KERNEL_GRADIENTS = dict(loop=_by_loop, grouped=_by_groups, bmm=_by_bmm)
 KERNEL_GRADIENT = "bmm" # the one in use

@@ -92,7 +92,7 @@ def draw_plan(
     it:int, step:int,   # which outer step
 ) -> Plan:
     "Draw what outer step `step` of iteration `it` needs; the same numbers as `iteration`'s."
-    classes, key = [c for part in parts for c in part], lambda *purpose: stream(exp.seed, purpose[0], it, step, *purpose[1:])
+    key = lambda purpose, number: stream(exp.seed, purpose, it, step, number)
     n, m, last = members.n_classes * exp.ipc, members.n_classes * exp.opc, step == exp.outer - 1
     fresh = from_experiment(exp, shape, members.n_classes, stream(exp.seed, "network", it)) if step == 0 else None
     return Plan(
