@@ -25,6 +25,7 @@ from .data import balanced_draw, load_dataset, load_ood, ood_suite, outside_sour
 from .ood import METRICS, SCORES, calibration_error, misclassification, ood_metrics, reliability
 from .networks import arithmetic
 from .poe import corrupt
+from .ranks import gather, share
 
 # %% ../nbs/11_evaluation.ipynb #5a326264
 def normaliser(
@@ -124,14 +125,15 @@ def collect_logits(
     ood_sources=(), # name -> one sentence that says which images these are
     **about,        # JSON values to keep beside: experiment, select, epochs, run
 ) -> Logits:
-    "Run every network once on every set."
+    "Run every network once on every set. Processes that have joined (`trustdd.ranks`) share the networks, and each gets all logits."
     keep_memory()
     nets = list(nets)
+    mine = [nets[k] for k in share(len(nets))]
     if not ood_sets or "in" in ood_sets: raise UserError(f"ood sets {list(ood_sets)}: name one or more, none of them 'in'")
     for name, x in ood_sets.items(): _same_form(name, x, dataset.test_images)
     n_in, norm = len(dataset.test_images), normalise or normaliser(dataset)
     drawn = {name: balanced_draw(n_in, len(x), seed, name, n_test) for name, x in ood_sets.items()}
-    look = lambda images: predict_all(nets, images, norm, batch, device)
+    look = lambda images: torch.stack(gather(list(predict_all(mine, images, norm, batch, device)) if mine else []))
     values = {"in": look(dataset.test_images), **{name: look(ood_sets[name][idx]) for name, (_, idx) in drawn.items()}}
     if (k := values["in"].shape[-1]) != len(dataset.classes): raise UserError(f"the networks know {k} classes, but dataset {dataset.name!r} has {len(dataset.classes)}")
     sources = {"in": dict(name=dataset.name, n=n_in, source=dataset.source),

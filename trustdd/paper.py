@@ -21,7 +21,7 @@ from .data import default_aux
 from .distillation import commit
 from .evaluation import Report, combine
 from .ood import METRICS
-from .runs import Run, _workers_asked, cores, run_all
+from .runs import Run, processes, run_all
 from .statistics import paired_difference, paired_differences, parts, signed
 
 # %% ../nbs/14_paper.ipynb #bd99665a
@@ -353,7 +353,7 @@ ALONE = ("fig20", "tab14") # they measure seconds and memory
 
 def notebooks_at_once() -> int:
     "Two on a CPU with more than one core (and more than one worker allowed), otherwise one."
-    return min(2, _workers_asked() or cores()) if pick_device("auto").type == "cpu" else 1
+    return processes(2) if pick_device("auto").type == "cpu" else 1
 
 # %% ../nbs/14_paper.ipynb #98fac13d
 def _tried(wanted):
