@@ -1,10 +1,11 @@
-"""Publish the runs behind figures/PRESET: python tools/publish.py PRESET [PRESET ...] copies them from runs/ to published/ (no images kept as drawn from real ones).
+"""Publish what is behind figures/PRESET: python tools/publish.py PRESET [PRESET ...] copies the runs, other networks trained on their sets, and measured costs from runs/ to published/ (no images kept as drawn from real ones).
 python tools/publish.py --scores [--to FOLDER] only adds scores.safetensors, made from runs/, to the runs that are published already."""
 import argparse, json, sys
 from pathlib import Path
 
-from trustdd.config import Experiment, UserError
+from trustdd.config import Experiment, UserError, atomic_write
 from trustdd.runs import Run, add_scores, publish
+from trustdd.transfer import publish_transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGITS = ("fig01", "fig02", "fig13", "fig14", "fig16", "fig19", "tab08")  # the only ones drawn from logits; the others need reports and scores
@@ -14,13 +15,18 @@ def run_in(folder): return Run(Experiment(**json.loads((folder/"config.json").re
 
 
 def publish_preset(preset, store, to):
-    "Every run that a figure or table of this preset names."
-    needs = {}
-    for about in sorted((ROOT/"figures"/preset).glob("*.json")):
-        for run in json.loads(about.read_text())["runs"]: needs[run] = needs.get(run, False) or about.stem in LOGITS
+    "Every run and every measurement that a figure or table of this preset names."
+    needs, costs = {}, set()
+    for path in sorted((ROOT/"figures"/preset).glob("*.json")):
+        about = json.loads(path.read_text())
+        for run in about["runs"]: needs[run] = needs.get(run, False) or path.stem in LOGITS
+        costs |= {about["costs"]} if "costs" in about else set()
     if not needs: sys.exit(f"figures/{preset} names no runs; make it first: trustdd paper --preset {preset}")
-    for name, logits in sorted(needs.items()): publish(run_in(store/name), to, logits)
-    print(f"{preset}: {len(needs)} runs in {to}")
+    for name, logits in sorted(needs.items()):
+        if Path(name).parent.name == "networks": publish_transfer(store/name, to/name)
+        else: publish(run_in(store/name), to, logits)
+    for name in sorted(costs): atomic_write(to/name, (store/name).read_bytes())
+    print(f"{preset}: {len(needs)} runs and {len(costs)} measurements in {to}")
 
 
 def scores_only(store, to):
