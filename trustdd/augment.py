@@ -18,7 +18,7 @@ from .config import STRATEGY, UserError, check_choice
 # %% ../nbs/03_augment.ipynb #77eaa200
 @dataclass(frozen=True, eq=False)
 class Omega:
-    "The parameters ω of one augmentation: an operation and, for each of its numbers, a CPU tensor of shape (n,)."
+    "The parameters ω of one augmentation: an operation and, for each of its numbers, a tensor of shape (n,)."
     op:str                           # none, color, crop, cutout, flip, scale or rotate
     params:tuple[Tensor, ...] = ()   # each (n,); n = 1: one transform for the whole batch
 
@@ -48,9 +48,13 @@ def draw(
     return Omega(op, tuple(low + (high - low) * u for u, (low, high) in zip(units, RANGES[op])))
 
 # %% ../nbs/03_augment.ipynb #32550ab9
+def _shared(p):
+    "Is `p` one number for the whole batch, which can be read without waiting for a device?"
+    return len(p) == 1 and p.device.type == "cpu"
+
 def _column(p, x):
-    "A parameter as a plain number (n = 1), or as (n,1,1,1) beside `x`."
-    return p.item() if len(p) == 1 else p.to(x.device, x.dtype).view(-1, 1, 1, 1)
+    "A shared parameter as a plain number, any other as (n,1,1,1) beside `x`."
+    return p.item() if _shared(p) else p.to(x.device, x.dtype).view(-1, 1, 1, 1)
 
 def color(x, b, s, c):
     "Brightness, saturation and contrast of `x` (n,C,H,W), by parameters of shape (1,) or (n,)."
@@ -74,11 +78,11 @@ def _shift(u, side):
 def crop(x, u, v):
     "Shift `x` (n,C,H,W) by whole pixels, zeros coming in; `u`, `v` are fractions for rows and columns, (1,) or (n,)."
     (b, c, h, w), down, right = x.shape, _shift(u, x.shape[2]), _shift(v, x.shape[3])
-    if len(down) == 1: return F.pad(x, (-right.item(), right.item(), -down.item(), down.item()))
+    if _shared(u): return F.pad(x, (-right.item(), right.item(), -down.item(), down.item()))
     a, d = int(0.125 * h + 0.5), int(0.125 * w + 0.5)
     x = F.pad(x, (d, d, a, a))
-    rows = torch.arange(h) + a + down[:, None]
-    cols = torch.arange(w) + d + right[:, None]
+    rows = torch.arange(h, device=down.device) + a + down[:, None]
+    cols = torch.arange(w, device=right.device) + d + right[:, None]
     x = x.gather(2, rows.to(x.device)[:, None, :, None].expand(b, c, h, w + 2*d))
     return x.gather(3, cols.to(x.device)[:, None, None, :].expand(b, c, h, w))
 
@@ -87,7 +91,7 @@ def _inside(u, side):
     "For fractions (n,) the pixels (n, side) that a cutout along one axis covers."
     size = int(side * 0.5 + 0.5)
     start = _whole(u, side + 1 - size % 2)[:, None] - size // 2
-    at = torch.arange(side)
+    at = torch.arange(side, device=u.device)
     return (at >= start) & (at < start + size)
 
 def cutout(x, u, v):
@@ -99,7 +103,7 @@ def cutout(x, u, v):
 # %% ../nbs/03_augment.ipynb #3ab70a21
 def flip(x, mirrored):
     "Mirror `x` (n,C,H,W) left-right where `mirrored`, (1,) or (n,), is 1."
-    if len(mirrored) == 1: return x.flip(3) if mirrored.item() else x
+    if _shared(mirrored): return x.flip(3) if mirrored.item() else x
     return torch.where(mirrored.bool().to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
 
 # %% ../nbs/03_augment.ipynb #d090c895

@@ -84,7 +84,13 @@ class Dataset:
         "Indices of the training images of class `c`, ascending."
         return self._members[c]
 
-    def _per_channel(self, values, x): return torch.tensor(values, dtype=torch.float32, device=x.device).view(-1, 1, 1)
+    @cached_property
+    def _constants(self): return {}
+    def _per_channel(self, values, x): # sent once to each device: whoever sends, waits for it
+        key = tuple(values), x.device
+        if key not in self._constants:
+            with torch.inference_mode(False): self._constants[key] = torch.tensor(values, dtype=torch.float32, device=x.device).view(-1, 1, 1)
+        return self._constants[key]
     def normalise(self, x, device=None) -> torch.Tensor:
         "uint8, or float in [0, 1], of shape (..., C, H, W) as normalised float32 (whitened, if `zca` is set), on `device` if given."
         x = x.to(device) if device is not None else x

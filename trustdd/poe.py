@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'jigsaw', 'invert', 'mosaic', 'speckle', 'uniform_speckle', 'average', 'geometric', 'ghost', 'corrupt',
-           'POEPool', 'oe_parts', 'OEPool', 'aux_images', 'outlier_pool']
+           'chance', 'POEPool', 'oe_parts', 'OEPool', 'aux_images', 'outlier_pool']
 
 # %% ../nbs/04_poe.ipynb #c6ccec9c
 import torch
@@ -36,22 +36,25 @@ def invert(x, generator=None):
     return 1 - x if x.shape[1] == 1 else torch.cat((x[:, :1], 1 - x[:, 1:]), 1)
 
 # %% ../nbs/04_poe.ipynb #07774618
-def _boxes(side):
+def _boxes(side, device="cpu"):
     "For one axis: (m, side) membership of pixels in boxes, and (side,) the box each pixel shows."
     m = min(side, max(2, round(0.2 * side)))
-    odd = 2 * torch.arange(side) + 1
-    member = torch.arange(m)[:, None] == (odd * m - 1) // (2 * side)
+    odd = 2 * torch.arange(side, device=device) + 1
+    member = torch.arange(m, device=device)[:, None] == (odd * m - 1) // (2 * side)
     return member, odd * m // (2 * side)
 
 def mosaic(x, generator=None):
     "Box-downsample to a fifth of the side (at least 2 px) and box-upsample back, as Pillow's BOX (Ma et al. 2024)."
-    (rows, row), (cols, col) = _boxes(x.shape[2]), _boxes(x.shape[3])
-    rows, cols = rows.to(x), cols.to(x)
+    (rows, row), (cols, col) = _boxes(x.shape[2], x.device), _boxes(x.shape[3], x.device)
+    rows, cols = rows.to(x.dtype), cols.to(x.dtype)
     small = (rows @ x @ cols.T) / (rows.sum(1)[:, None] * cols.sum(1))
-    return small[:, :, row.to(x.device)][:, :, :, col.to(x.device)]
+    return small[:, :, row][:, :, :, col]
 
 # %% ../nbs/04_poe.ipynb #dd9999e5
-def _noise(random, x, generator): return random(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+def _noise(random, x, generator):
+    "Numbers of the shape of `x` beside it; `generator` may hold them already."
+    if isinstance(generator, Tensor): return generator
+    return random(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 def speckle(x, generator):
     "clip(x + x·n, 0, 1) with n standard normal (Ma et al. 2024)."
@@ -67,13 +70,17 @@ def _partners(n, generator):
     ring = torch.randperm(n, generator=generator)
     return torch.empty_like(ring).scatter_(0, ring, ring.roll(-1))
 
+def _other(x, generator):
+    "The partner of each image of `x`; `generator` may hold their places already."
+    return x[generator if isinstance(generator, Tensor) else _partners(len(x), generator).to(x.device)]
+
 def average(x, generator):
     "The mean of each image and another of the batch; an image alone stays as it is."
-    return (x + x[_partners(len(x), generator).to(x.device)]) / 2
+    return (x + _other(x, generator)) / 2
 
 def geometric(x, generator):
     "The geometric mean of each image and another of the batch; an image alone stays as it is."
-    return (x * x[_partners(len(x), generator).to(x.device)]).sqrt()
+    return (x * _other(x, generator)).sqrt()
 
 # %% ../nbs/04_poe.ipynb #ba374242
 def ghost(x, generator=None):
@@ -89,11 +96,21 @@ assert tuple(CORRUPTIONS) == CORRUPTION_NAMES
 def corrupt(
     name:str,                   # one of `CORRUPTIONS`
     x:Tensor,                   # (n, C, H, W) in [0, 1]
-    generator:torch.Generator,  # a CPU generator, for those that draw something
+    generator=None,             # a CPU generator, for those that draw something, or what `chance` drew with it
 ) -> Tensor:                    # (n, C, H, W) in [0, 1]
     "Corrupt a batch by name; raises `UserError` for an unknown name."
     check_choice("corruption", name, CORRUPTION_NAMES)
     return CORRUPTIONS[name](x, generator)
+
+def chance(
+    name:str,                   # one of `CORRUPTIONS`
+    shape:tuple,                # (n, C, H, W) of the images
+    generator:torch.Generator,  # a CPU generator
+):
+    "The random numbers of a corruption of float32 images: noise of `shape`, partners (n,), or None."
+    if name == "speckle": return torch.randn(shape, generator=generator)
+    if name == "uniform_speckle": return torch.rand(shape, generator=generator)
+    return _partners(shape[0], generator) if name in ("average", "geometric") else None
 
 # %% ../nbs/04_poe.ipynb #e86f94a7
 def _pick(total, n, generator):
@@ -113,11 +130,16 @@ class POEPool:
         self.dataset, self.corruptions, self.device = dataset, tuple(corruptions), device
         self.images, self.n_slots = dataset.images.to(device), dataset.n_classes
 
+    def numbers(self, slot:int, n:int, generator:torch.Generator) -> tuple:
+        "What `draw` draws: indices of `images` (n, or 2 for less), the corruption's name, and its random numbers or None."
+        index, name = _pick(len(self.images), max(n, 2), generator), self.corruptions[slot % len(self.corruptions)]
+        return index, name, chance(name, (len(index), *self.images.shape[1:]), generator)
+
     def draw(self, slot:int, n:int, generator:torch.Generator) -> Tensor:
         "n outliers of `slot`, normalised float32 (n,C,H,W) on the device, different images where possible."
-        index = _pick(len(self.images), max(n, 2), generator)
+        index, name, random = self.numbers(slot, n, generator)
         x = self.images[index.to(self.images.device)].float() / 255
-        x = corrupt(self.corruptions[slot % len(self.corruptions)], x, generator)
+        x = corrupt(name, x, None if random is None else random.to(x.device))
         return self.dataset.normalise(x[:n], self.device)
 
 # %% ../nbs/04_poe.ipynb #77daad1c
@@ -145,9 +167,13 @@ class OEPool:
         self.dataset, self.device, self.n_slots = dataset, device, dataset.n_classes
         self.parts, self.images = oe_parts(len(images), self.n_slots, seed), images.to(device)
 
+    def numbers(self, slot:int, n:int, generator:torch.Generator) -> tuple:
+        "What `draw` draws: indices of `images` (n,), and that nothing is corrupted."
+        return self.parts[slot][_pick(self.parts.shape[1], n, generator)], "none", None
+
     def draw(self, slot:int, n:int, generator:torch.Generator) -> Tensor:
         "n outliers of `slot`, normalised float32 (n,C,H,W) on the device, different images where possible."
-        index = self.parts[slot][_pick(self.parts.shape[1], n, generator)]
+        index, _, _ = self.numbers(slot, n, generator)
         return self.dataset.normalise(self.images[index.to(self.images.device)], self.device)
 
 # %% ../nbs/04_poe.ipynb #f852a8b0
