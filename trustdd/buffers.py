@@ -4,26 +4,28 @@
 
 # %% auto #0
 __all__ = ['ALWAYS', 'WITH', 'BLOCK', 'expert_fields', 'buffer_name', 'flatten', 'fill', 'unflatten', 'draw_outliers', 'batches',
-           'real_images', 'train_epoch', 'stacked_epoch', 'at_once', 'folder_parts', 'Writer', 'one_thread', 'Course',
-           'course', 'train_experts', 'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done']
+           'real_images', 'train_epoch', 'gradients_of_stack', 'side_by_side', 'stacked_epoch', 'Recorded', 'recorded',
+           'at_once', 'even_groups', 'folder_parts', 'Writer', 'one_thread', 'Course', 'course', 'train_experts',
+           'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done']
 
 # %% ../nbs/06_buffers.ipynb #2a7d5f4f
 import json, os, shutil, time, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad_and_value, vmap
 from tqdm import tqdm
 
 from .augment import augment, draw
-from .config import Experiment, UserError, atomic_write, data_name, digest, stream, to_dict, writable
+from .config import Experiment, UserError, atomic_write, data_name, digest, stream, to_device, to_dict, writable
 from .data import Dataset, image_stamp, prepared
-from .gradient_matching import training_loss
+from .gradient_matching import omega_on, training_loss
 from .networks import compiled, from_experiment, initialise
 from .poe import outlier_pool
 
@@ -70,7 +72,7 @@ def draw_outliers(
     "n real outliers (n, C, H, W), normalised and in random order, a like number from every slot."
     counts = [len(part) for part in torch.arange(n).tensor_split(pool.n_slots)]
     x = torch.cat([pool.draw(slot, count, generator) for slot, count in enumerate(counts) if count])
-    return x[torch.randperm(n, generator=generator).to(x.device)]
+    return x[to_device(torch.randperm(n, generator=generator), x.device)]
 
 def batches(
     exp:Experiment,     # batch_train, strategy, expert_seed
@@ -82,11 +84,11 @@ def batches(
 ):
     "One epoch of expert `k`, batch by batch: augmented images (n + m, C, H, W) with the outliers behind, and labels (n,)."
     g = stream(exp.expert_seed, "expert-epoch", k, epoch)
-    for block in torch.randperm(len(labels), generator=g).split(BLOCK * exp.batch_train):
+    for block in to_device(torch.randperm(len(labels), generator=g), labels.device).split(BLOCK * exp.batch_train):
         outliers = draw_outliers(pool, len(block), g).split(exp.batch_train) if pool else [None] * BLOCK
         for rows, out in zip(block.split(exp.batch_train), outliers):
             x = real(rows) if out is None else torch.cat([real(rows), out])
-            yield augment(x, draw(exp.strategy, len(x), g), exp.align_corners), labels[rows.to(labels.device)]
+            yield augment(x, omega_on(draw(exp.strategy, len(x), g), x.device), exp.align_corners), labels[rows]
 
 # %% ../nbs/06_buffers.ipynb #7ecfcc2c
 def real_images(
@@ -96,7 +98,8 @@ def real_images(
     "A function from rows (n,) to normalised images (n, C, H, W) on the device."
     images = dataset.images.to(device)
     if dataset.zca is None: return lambda rows: dataset.normalise(images[rows.to(device)])
-    whitened = torch.cat([dataset.normalise(part) for part in images.split(2000)])
+    whitened = torch.empty(images.shape, device=device)
+    for part, bytes_ in zip(whitened.split(2000), images.split(2000)): part.copy_(dataset.normalise(bytes_))
     return lambda rows: whitened[rows.to(device)]
 
 # %% ../nbs/06_buffers.ipynb #324ebe9e
@@ -115,25 +118,78 @@ def train_epoch(
     return float(total) / n
 
 # %% ../nbs/06_buffers.ipynb #bc737853
+def gradients_of_stack(
+    net:nn.Module,      # the architecture
+    lam:float,          # weight of the outlier loss
+):
+    "A function of parameters (K, P), images (K, n, C, H, W) and labels (K, b): the gradients (K, P) and training losses (K,) of K networks, each on its own images."
+    if any(isinstance(m, nn.BatchNorm2d) for m in net.modules()): raise UserError("networks with batch norm keep running numbers of their own and make no stack; train them one by one")
+    def loss(theta, x, y): return training_loss(functional_call(net, unflatten(net, theta), (x,)), y, lam)
+    return vmap(grad_and_value(loss))
+
+# %% ../nbs/06_buffers.ipynb #56791bb2
+def side_by_side(
+    steps, # for each network an epoch of (images, labels), all of the same sizes
+):
+    "The epochs' steps together: images (K, n, C, H, W) and labels (K, b)."
+    for one in zip(*steps): yield tuple(torch.stack(parts) for parts in zip(*one))
+
+# %% ../nbs/06_buffers.ipynb #3e03be21
 def stacked_epoch(
-    net:nn.Module,          # the architecture
+    gradient,               # from `gradients_of_stack`
     thetas:torch.Tensor,    # (K, P), changed in place
     steps,                  # for each expert, from `batches`
-    exp:Experiment,         # lr_teacher and λ
+    exp:Experiment,         # lr_teacher
 ) -> torch.Tensor:
     "Train K experts side by side for one epoch; the mean training loss of each (K,)."
-    def loss(theta, x, y): return training_loss(functional_call(net, unflatten(net, theta), (x,)), y, exp.lam)
-    gradient, total, n = vmap(torch.func.grad_and_value(loss)), 0, 0
-    for one in zip(*steps):
-        g, value = gradient(thetas, torch.stack([x for x, _ in one]), torch.stack([y for _, y in one]))
+    total, n = 0, 0
+    for x, y in side_by_side(steps):
+        g, value = gradient(thetas, x, y)
         thetas.sub_(g, alpha=exp.lr_teacher)
         total, n = total + value, n + 1
     return total / n
 
+# %% ../nbs/06_buffers.ipynb #95c7449c
+class Recorded:
+    "A pure function of tensors on a GPU as CUDA graphs, one for each set of shapes; its results are overwritten by the next call."
+    def __init__(self, f): self.f, self.graphs = f, {}
+
+    def __call__(self, *xs):
+        shapes = tuple(x.shape for x in xs)
+        if shapes not in self.graphs: self.graphs[shapes] = self._record([x.clone() for x in xs])
+        graph, inputs, made = self.graphs[shapes]
+        for to, x in zip(inputs, xs): to.copy_(x)
+        graph.replay()
+        return made
+
+    def _record(self, inputs):
+        with torch.cuda.device(inputs[0].device):
+            beside, here, graph = torch.cuda.Stream(), torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+            beside.wait_stream(here)
+            with torch.cuda.stream(beside): [self.f(*inputs) for _ in range(3)] # what libraries do only at first is not to be recorded
+            here.wait_stream(beside)
+            with torch.cuda.graph(graph): made = self.f(*inputs)
+        return graph, inputs, made
+
+def recorded(f, device):
+    "`f` as CUDA graphs on a GPU, itself elsewhere."
+    return Recorded(f) if torch.device(device).type == "cuda" else f
+
 # %% ../nbs/06_buffers.ipynb #a5d346da
-def at_once(exp:Experiment, device) -> int:
-    "How many experts are trained as one stack on this device."
-    return 1 if torch.device(device).type == "cpu" or exp.norm == "batch" or exp.model == "resnet18" else 16
+def at_once(
+    exp:Experiment, # norm and model
+    device,         # where they are trained
+    model:str=None, # another architecture than the experiment's
+) -> int:
+    "How many networks are trained as one stack on this device, at most."
+    return 1 if torch.device(device).type != "cuda" or exp.norm == "batch" or (model or exp.model) == "resnet18" else 16
+
+def even_groups(
+    n:int,      # how many
+    most:int,   # in a group, at most
+) -> list:
+    "The numbers 0 to n - 1 in groups of nearly equal size."
+    return [part.tolist() for part in torch.arange(n).tensor_split(-(-n // most))]
 
 # %% ../nbs/06_buffers.ipynb #1d2672cc
 def _header(rows:int, size:int, about:dict) -> bytes:
@@ -215,6 +271,10 @@ class Course:
     real:object         # rows → normalised images
     labels:torch.Tensor # of the real images
     pool:object         # real outliers, or None
+    exp:Experiment      # the experts
+
+    @cached_property
+    def gradient(self): return recorded(gradients_of_stack(self.net, self.exp.lam), self.labels.device)
 
 def course(
     exp:Experiment,     # the experts
@@ -225,7 +285,7 @@ def course(
     "Network, images and outliers, ready on the device."
     net = from_experiment(exp, dataset.shape, dataset.n_classes, stream(exp.expert_seed, "expert"), device)
     fast = compiled(net, dataset.shape, exp.train_epochs * len(dataset.images) * (2 if pool else 1))
-    return Course(net.train(), fast, real_images(dataset, device), dataset.labels.to(device), pool)
+    return Course(net.train(), fast, real_images(dataset, device), dataset.labels.to(device), pool, exp)
 
 # %% ../nbs/06_buffers.ipynb #131c9ddc
 def train_experts(
@@ -243,22 +303,22 @@ def train_experts(
     for epoch in range(min(w.done for w in writers) - 1, exp.train_epochs):
         going, began = [i for i, w in enumerate(writers) if w.done == epoch + 1], time.perf_counter()
         steps = [batches(exp, c.real, c.labels, c.pool, ks[i], epoch) for i in going]
-        for i, theta, loss in zip(going, *_advance(c.net, c.fast, [thetas[i] for i in going], steps, exp)):
+        for i, theta, loss in zip(going, *_advance(c, [thetas[i] for i in going], steps)):
             if not theta.isfinite().all(): raise FloatingPointError(f"expert {ks[i]} has weights that are not finite after epoch {epoch + 1}; try a smaller lr_teacher than {exp.lr_teacher}")
             thetas[i] = theta
             writers[i].append(theta, loss, round((time.perf_counter() - began) / len(going), 2))
             if on_epoch: on_epoch()
 
 # %% ../nbs/06_buffers.ipynb #bf3e8464
-def _advance(net, fast, thetas, steps, exp):
+def _advance(c, thetas, steps):
     "Parameters and losses after one more epoch of each expert."
     if len(thetas) > 1:
         stack = torch.stack(thetas)
-        losses = stacked_epoch(net, stack, steps, exp)
+        losses = stacked_epoch(c.gradient, stack, steps, c.exp)
         return list(stack), losses.tolist()
-    fill(net, thetas[0])
-    loss = train_epoch(net, fast, steps[0], exp)
-    return [flatten(net)], [loss]
+    fill(c.net, thetas[0])
+    loss = train_epoch(c.net, c.fast, steps[0], c.exp)
+    return [flatten(c.net)], [loss]
 
 # %% ../nbs/06_buffers.ipynb #7d150fce
 def make_buffer(
@@ -281,7 +341,7 @@ def make_buffer(
         with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not progress) as bar, one_thread(device):
             c = course(exp, dataset, pool, device)
             for wait in (False, True):
-                for ks in _groups(missing, at_once(exp, device)):
+                for ks in ([missing[i] for i in group] for group in even_groups(len(missing), at_once(exp, device))):
                     with _held(folder, ks, wait) as mine:
                         if mine: train_experts(exp, mine, c, folder, bar.update)
     return Buffer(folder, exp)
@@ -289,8 +349,6 @@ def make_buffer(
 def missing_experts(exp:Experiment, folder) -> list:
     "The numbers of the experts that `folder` lacks."
     return [k for k in range(exp.experts) if not _file(folder, k).exists()]
-
-def _groups(ks, size): return [ks[i:i + size] for i in range(0, len(ks), size)]
 
 def _as_expert(exp):
     "The experiment with the experts' seed, which also divides auxiliary images among slots."

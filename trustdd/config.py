@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOPS', 'PAPER', 'PRESETS', 'TRAJECTORIES', 'SUBSETS', 'SMALL', 'MTT_FIELDS', 'METHODS', 'OUTLIERS', 'STRATEGY',
            'FOUR', 'CORRUPTION_NAMES', 'CHOICES', 'ONLY_MTT', 'MAIN', 'UserError', 'check_choice', 'stream',
-           'pick_device', 'project_root', 'data_root', 'runs_root', 'atomic_write', 'writable', 'loops',
+           'pick_device', 'to_device', 'project_root', 'data_root', 'runs_root', 'atomic_write', 'writable', 'loops',
            'trajectory_settings', 'Experiment', 'whole', 'to_dict', 'overrides', 'digest', 'data_name', 'run_name']
 
 # %% ../nbs/00_config.ipynb #197abe74
@@ -52,6 +52,16 @@ def pick_device(
     if (index and not index.isdigit()) or int(index or 0) >= there[kind]:
         raise UserError(f"device = {str(name)!r} is not on this machine; it has: {', '.join(k for k, n in there.items() if n)}")
     return torch.device(str(name))
+
+# %% ../nbs/00_config.ipynb #079c69f3
+def to_device(
+    x:torch.Tensor, # on the CPU, or there already
+    device,         # where it is wanted
+    dtype=None,     # as which type; unchanged if None
+) -> torch.Tensor:
+    "`x` on `device`, without waiting for a GPU."
+    device, x = torch.device(device), x if dtype is None else x.to(dtype)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" and x.numel() else x.to(device)
 
 # %% ../nbs/00_config.ipynb #c1789ad7
 def project_root(

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from .config import UserError, atomic_write, data_root, stream
+from .config import UserError, atomic_write, data_root, stream, to_device
 from .whitening import ZCA, fit_zca
 
 # %% ../nbs/01_data.ipynb #e86fe70c
@@ -93,10 +93,11 @@ class Dataset:
         return self._constants[key]
     def normalise(self, x, device=None) -> torch.Tensor:
         "uint8, or float in [0, 1], of shape (..., C, H, W) as normalised float32 (whitened, if `zca` is set), on `device` if given."
-        x = x.to(device) if device is not None else x
+        x = to_device(x, device) if device is not None else x
         if self.zca is not None: return self.zca.apply(x)
-        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        return (x - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)
+        mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
+        if x.dtype == torch.uint8: return x.float().div_(255).sub_(mean).div_(std) # one float copy, not four
+        return (x.float() - mean) / std
     def denormalise(self, x) -> torch.Tensor:
         "Normalised images back in [0, 1], clipped."
         if self.zca is not None: return self.zca.undo(x).clamp(0, 1)
@@ -117,9 +118,9 @@ def _pixels(what, x):
         raise UserError(f"{what} have shape {tuple(x.shape)}; needed is (n, 1 or 3, S, S), n > 0 (folders: NAME@S makes images square)")
     if x.dtype == torch.uint8: return x
     if not x.is_floating_point(): raise UserError(f"{what} are {x.dtype}; needed is uint8, or float in [0, 1]")
-    if not x.isfinite().all(): raise UserError(f"{what} hold NaN or infinite pixels, the first in image {(~x.isfinite()).nonzero()[0, 0]}")
+    if not all(part.isfinite().all() for part in x.split(4096)): raise UserError(f"{what} hold NaN or infinite pixels, the first in image {(~x.isfinite()).nonzero()[0, 0]}")
     if x.min() < 0 or x.max() > 1: raise UserError(f"{what} run from {x.min():.3g} to {x.max():.3g}; floats must lie in [0, 1]")
-    return (x * 255).round().to(torch.uint8)
+    return torch.cat([(part * 255).round().to(torch.uint8) for part in x.split(4096)])
 
 def _labels(what, y, n, k):
     "`y` as int64 (n,) in 0..k-1, or `UserError`."

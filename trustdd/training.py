@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
+from .buffers import at_once, fill, flatten, even_groups, recorded, side_by_side, gradients_of_stack
 from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
 from .distillation import DistilledSet
-from .gradient_matching import sgd_epoch
+from .gradient_matching import sgd_epoch, training_batches
 from .networks import Network, compiled, from_experiment, initialise
 
 # %% ../nbs/09_training.ipynb #dd5cf514
@@ -48,7 +49,7 @@ def material(
     none = torch.empty(0, *source.shape, device=device)
     return Material(source.images.to(device), source.labels.to(device), none, source.n_classes, lambda x: source.normalise(x, device))
 
-# %% ../nbs/09_training.ipynb #13746edb
+# %% ../nbs/09_training.ipynb #46b20a0b
 def train(
     source,             # a `DistilledSet`, or a `Dataset` (then `exp` is needed)
     n_nets:int=None,    # how many networks; as the experiment says if None
@@ -58,6 +59,7 @@ def train(
     model:str=None,     # another network than the experiment's
     snapshots:int=0,    # states kept on the way, for select="best_on_test"
     progress:bool=True, # show a bar
+    stack:int=None,     # networks trained side by side, at most; as many as suit the device if None
 ) -> list:
     "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 5."
     exp = exp or (source.experiment if isinstance(source, DistilledSet) else None)
@@ -68,12 +70,14 @@ def train(
     shape = tuple(m.images.shape[1:])
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
-    bar = tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch")
-    with bar: nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
+    groups = even_groups(n_nets, stack or at_once(exp, device, model))
+    with tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch") as bar:
+        alone, beside = (lambda k: [_train_one(net, fast, m, exp, seed, k, snapshots, bar)]), (lambda *ks: _train_stack(net, m, exp, seed, ks, snapshots, bar))
+        nets = [made for ks in groups for made in (alone if len(ks) == 1 else beside)(*ks)]
     for made in nets: made.made = dict(seed=seed, model=model or exp.model)
     return nets
 
-# %% ../nbs/09_training.ipynb #0065beeb
+# %% ../nbs/09_training.ipynb #a1cb39e4
 def _train_one(net, fast, m, exp, seed, k, snapshots, bar):
     initialise(net, stream(seed, "evaluation", k)).train()
     lr = m.lr or exp.lr_eval
@@ -82,14 +86,38 @@ def _train_one(net, fast, m, exp, seed, k, snapshots, bar):
     for epoch in range(exp.epochs):
         optimiser.param_groups[0]["lr"] = step_size(epoch, exp.epochs, lr)
         sgd_epoch(fast, optimiser, m.images, m.labels, m.outliers, stream(seed, "training", k, epoch), exp, exp.batch_eval, m.normalise)
-        if epoch + 1 in keep: history.append(dict(epoch=epoch + 1, state={n: v.detach().cpu().clone() for n, v in net.state_dict().items()}))
+        if epoch + 1 in keep: history.append(_snapshot(net, epoch))
         bar.update()
+    return _finished(net, k, lr, history)
+
+def _snapshot(net, epoch): return dict(epoch=epoch + 1, state={n: v.detach().cpu().clone() for n, v in net.state_dict().items()})
+
+def _finished(net, k, lr, history):
+    "A copy of the trained `net`, with its snapshots."
     made = copy.deepcopy(net).eval()
     if not all(p.isfinite().all() for p in made.parameters()):
         raise FloatingPointError(f"network {k} has weights that are not finite; its step size was {lr:.3g}; try a smaller one (lr_eval; with mtt, another lr_lr or more iterations)")
     made.history = history
     return made
 
+# %% ../nbs/09_training.ipynb #be348fe5
+def _train_stack(net, m, exp, seed, ks, snapshots, bar):
+    "The networks `ks`, trained side by side."
+    thetas = torch.stack([flatten(initialise(net.train(), stream(seed, "evaluation", k))) for k in ks])
+    gradient, velocity, lr = recorded(gradients_of_stack(net, exp.lam), thetas.device), torch.zeros_like(thetas), m.lr or exp.lr_eval
+    keep, histories = kept_epochs(exp.epochs, snapshots), [[] for _ in ks]
+    for epoch in range(exp.epochs):
+        epochs = [training_batches(m.images, m.labels, m.outliers, stream(seed, "training", k, epoch), exp, exp.batch_eval, m.normalise) for k in ks]
+        for x, y in side_by_side(epochs):
+            velocity.mul_(exp.momentum_eval).add_(gradient(thetas, x, y)[0].add_(thetas, alpha=exp.weight_decay))
+            thetas.sub_(velocity, alpha=step_size(epoch, exp.epochs, lr))
+        if epoch + 1 in keep: [history.append(_snapshot(_filled(net, theta), epoch)) for history, theta in zip(histories, thetas)]
+        bar.update(len(ks))
+    return [_finished(_filled(net, theta), k, lr, history) for k, theta, history in zip(ks, thetas, histories)]
+
+def _filled(net, theta): fill(net, theta); return net
+
+# %% ../nbs/09_training.ipynb #13746edb
 def kept_epochs(
     epochs:int,     # in all
     snapshots:int,  # wanted
