@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALWAYS', 'WITH', 'BLOCK', 'expert_fields', 'buffer_name', 'flatten', 'fill', 'unflatten', 'draw_outliers', 'batches',
-           'real_images', 'train_epoch', 'stacked_gradient', 'side_by_side', 'stacked_epoch', 'Recorded', 'recorded',
-           'at_once', 'in_groups', 'folder_parts', 'Writer', 'one_thread', 'Course', 'course', 'train_experts',
+           'real_images', 'train_epoch', 'gradients_of_stack', 'side_by_side', 'stacked_epoch', 'Recorded', 'recorded',
+           'at_once', 'even_groups', 'folder_parts', 'Writer', 'one_thread', 'Course', 'course', 'train_experts',
            'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done']
 
 # %% ../nbs/06_buffers.ipynb #2a7d5f4f
@@ -26,7 +26,7 @@ from .allocator import keep_memory
 from .augment import augment, draw
 from .config import Experiment, UserError, atomic_write, data_name, digest, stream, to_device, to_dict, writable
 from .data import Dataset, image_stamp, prepared
-from .gradient_matching import training_loss
+from .gradient_matching import omega_on, training_loss
 from .networks import compiled, from_experiment, initialise
 from .poe import outlier_pool
 from .ranks import first, size
@@ -90,7 +90,7 @@ def batches(
         outliers = draw_outliers(pool, len(block), g).split(exp.batch_train) if pool else [None] * BLOCK
         for rows, out in zip(block.split(exp.batch_train), outliers):
             x = real(rows) if out is None else torch.cat([real(rows), out])
-            yield augment(x, draw(exp.strategy, len(x), g), exp.align_corners), labels[rows]
+            yield augment(x, omega_on(draw(exp.strategy, len(x), g), x.device), exp.align_corners), labels[rows]
 
 # %% ../nbs/06_buffers.ipynb #7ecfcc2c
 def real_images(
@@ -120,7 +120,7 @@ def train_epoch(
     return float(total) / n
 
 # %% ../nbs/06_buffers.ipynb #bc737853
-def stacked_gradient(
+def gradients_of_stack(
     net:nn.Module,      # the architecture
     lam:float,          # weight of the outlier loss
 ):
@@ -138,7 +138,7 @@ def side_by_side(
 
 # %% ../nbs/06_buffers.ipynb #3e03be21
 def stacked_epoch(
-    gradient,               # from `stacked_gradient`
+    gradient,               # from `gradients_of_stack`
     thetas:torch.Tensor,    # (K, P), changed in place
     steps,                  # for each expert, from `batches`
     exp:Experiment,         # lr_teacher
@@ -186,7 +186,7 @@ def at_once(
     "How many networks are trained as one stack on this device, at most."
     return 1 if torch.device(device).type != "cuda" or exp.norm == "batch" or (model or exp.model) == "resnet18" else 16
 
-def in_groups(
+def even_groups(
     n:int,      # how many
     most:int,   # in a group, at most
 ) -> list:
@@ -276,7 +276,7 @@ class Course:
     exp:Experiment      # the experts
 
     @cached_property
-    def gradient(self): return recorded(stacked_gradient(self.net, self.exp.lam), self.labels.device)
+    def gradient(self): return recorded(gradients_of_stack(self.net, self.exp.lam), self.labels.device)
 
 def course(
     exp:Experiment,     # the experts
@@ -344,7 +344,7 @@ def make_buffer(
         with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not (progress and first())) as bar, one_thread(device):
             c = course(exp, dataset, pool, device)
             for wait in (False, True):
-                for ks in ([missing[i] for i in group] for group in in_groups(len(missing), min(at_once(exp, device), -(-len(missing) // size())))):
+                for ks in ([missing[i] for i in group] for group in even_groups(len(missing), min(at_once(exp, device), -(-len(missing) // size())))):
                     with _held(folder, ks, wait) as mine:
                         if mine: train_experts(exp, mine, c, folder, bar.update)
     return Buffer(folder, exp)

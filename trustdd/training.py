@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from .allocator import keep_memory
-from .buffers import at_once, fill, flatten, in_groups, recorded, side_by_side, stacked_gradient
+from .buffers import at_once, fill, flatten, even_groups, recorded, side_by_side, gradients_of_stack
 from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
 from .distillation import DistilledSet
@@ -74,7 +74,7 @@ def train(
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
     mine = share(n_nets)
-    groups = [[mine[i] for i in group] for group in in_groups(len(mine), stack or at_once(exp, device, model))]
+    groups = [[mine[i] for i in group] for group in even_groups(len(mine), stack or at_once(exp, device, model))]
     with tqdm(total=len(mine) * exp.epochs, desc=f"training {n_nets} networks", disable=not (progress and first()), unit="epoch") as bar, arithmetic(device):
         alone, beside = (lambda k: [_train_one(net, fast, m, exp, seed, k, snapshots, bar)]), (lambda *ks: _train_stack(net, m, exp, seed, ks, snapshots, bar))
         nets = _of_all(net, [made for ks in groups for made in (alone if len(ks) == 1 else beside)(*ks)])
@@ -108,7 +108,7 @@ def _finished(net, k, lr, history):
 def _train_stack(net, m, exp, seed, ks, snapshots, bar):
     "The networks `ks`, trained side by side."
     thetas = torch.stack([flatten(initialise(net.train(), stream(seed, "evaluation", k))) for k in ks])
-    gradient, velocity, lr = recorded(stacked_gradient(net, exp.lam), thetas.device), torch.zeros_like(thetas), m.lr or exp.lr_eval
+    gradient, velocity, lr = recorded(gradients_of_stack(net, exp.lam), thetas.device), torch.zeros_like(thetas), m.lr or exp.lr_eval
     keep, histories = kept_epochs(exp.epochs, snapshots), [[] for _ in ks]
     for epoch in range(exp.epochs):
         epochs = [training_batches(m.images, m.labels, m.outliers, stream(seed, "training", k, epoch), exp, exp.batch_eval, m.normalise) for k in ks]
