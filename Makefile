@@ -3,17 +3,18 @@ PYTHON  ?= python3
 PRESET  ?= quick
 ONLY    ?=
 WORKERS ?=
+BUDGET  ?=
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare check test test-data test-gpu paper bench bench-full lab clean
+.PHONY: help setup prepare check test test-data test-gpu paper bench bench-full bench-gpu lab clean
 
 help: ## list what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "  with PRESET=smoke|quick|cifar|paper, ONLY=fig02,tab01, WORKERS=N (paper), PYTHON=python3.12 (setup)"
+	@echo "  with PRESET=smoke|quick|cifar|paper, ONLY=fig02,tab01, WORKERS=N (paper), BUDGET=SECONDS (bench-gpu), PYTHON=python3.12 (setup)"
 
 setup: .venv/.stamp ## make .venv with everything in it; does nothing if that is up to date
 
@@ -51,11 +52,14 @@ test-gpu: setup ## the tests that need an NVIDIA GPU as well (without nbdev: pyt
 paper: setup ## every figure and table, into figures/PRESET
 	$(BIN)/trustdd paper --preset $(PRESET) $(if $(ONLY),--only $(ONLY)) $(if $(WORKERS),--workers $(WORKERS))
 
-bench: setup ## time the hot paths against plain versions, into benchmarks/latest.json
+bench: setup ## time the hot paths against plain versions, and memory, into benchmarks/latest.json
 	$(BIN)/python benchmarks/bench.py
 
 bench-full: setup ## memory and time of trajectory matching up to 80 steps, into benchmarks/full.json
 	$(BIN)/python benchmarks/bench.py --full
+
+bench-gpu: setup ## does an NVIDIA GPU compute what the CPU does, and how fast is it? into benchmarks/gpu.json
+	$(BIN)/python benchmarks/bench.py --gpu $(if $(BUDGET),--budget $(BUDGET))
 
 lab: setup ## open the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. nbs

@@ -2,31 +2,28 @@
 
 `python benchmarks/bench.py` prints a table and writes `latest.json` and `latest-machine.json` beside itself; README.md says what is measured and how.
 """
-import argparse, json, multiprocessing, os, platform, re, sys, tempfile, time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import argparse, json, os, re, sys, tempfile, time
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-from PIL import Image
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of this checkout, installed or not
 
-import plain
+import torch
+
+import gpu, history, plain
+from measuring import CLASSES, HEAD, HERE, SHAPE, differences, gemm_rate, has_cifar10, pictures, shown, store, surroundings, table, tf32, timed, too_different, work_of, write_tree
+from memory import LIMITS, measure_memory
+from trajectories import FULL, LENGTHS, measure_trajectory, promises, spoken
 from trustdd.augment import draw
-from trustdd.buffers import flatten
 from trustdd.config import Experiment, UserError, atomic_write, check_choice, data_root, pick_device, stream
 from trustdd.data import _dataset as datasets_in_memory, from_tensors, load_dataset
-from trustdd.distillation import commit
 from trustdd.evaluation import collect_logits, report_from_logits
 from trustdd.gradient_matching import _match_images, _match_outliers, images_seen, real_rows, sgd_epoch, start
-from trustdd.networks import compiled, flops, from_experiment, initialise
+from trustdd.networks import compiled, from_experiment, initialise
 from trustdd.ood import METRICS, SCORES
 from trustdd.poe import outlier_pool
-from trustdd.trajectory_matching import Student, steps, trajectory_gradient, unrolled_gradient
-
-HERE, SHAPE, CLASSES = Path(__file__).resolve().parent, (3, 32, 32), 10
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,6 @@ class Case:
 
 # What is measured ---------------------------------------------------------------------------------------------------
 
-def pictures(n, grain, *key):
-    "Random colour images, uint8, of squares of `grain` pixels."
-    x = torch.randint(256, (n, SHAPE[0], SHAPE[1] // grain, SHAPE[2] // grain), generator=stream(0, "bench", *key), dtype=torch.uint8)
-    return x.repeat_interleave(grain, 2).repeat_interleave(grain, 3)
-
-
 def stage(preset, outliers, quick, device):
     "(experiment, data set, outlier pool, starting state, network) at the preset's sizes, or tiny ones."
     exp = Experiment(dataset="random-pictures", method="dsa", outliers=outliers, ipc=10, preset=preset)
@@ -60,12 +51,6 @@ def stage(preset, outliers, quick, device):
     pool = outlier_pool(exp, data, device=device)
     net = from_experiment(exp, SHAPE, CLASSES, stream(exp.seed, "network", 0), device)
     return exp, data, pool, start(exp, data, pool, device), net
-
-
-def work_of(net, images, backward=True):
-    "Certain operations for so many images: forward, or forward and backward without the first layer's input gradient."
-    forward = flops(net, SHAPE)
-    return images * (3 * forward - flops(net.body[0], SHAPE) if backward else forward)
 
 
 def outer(preset, quick, device):
@@ -152,19 +137,10 @@ def evaluation(preset, quick, device):
     return Case(name, ours, plainly, {"accuracy": 2e-3, "metrics": 5e-3}, work_of(net, (1 + len(ood)) * n, backward=False))
 
 
-def write_tree(folder, n):
-    "Class folders of `n` training and `n`/4 test images, lossless webp."
-    for part, count in (("train", n), ("test", n // 4)):
-        for i, image in enumerate(pictures(count, 2, part)):
-            at = folder/part/f"class{i % CLASSES}"
-            at.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(at/f"{i:05}.webp", lossless=True)
-
-
 def loading(quick, device, scratch):
     "A data set from the folder's cache, as every start but the first finds it, against decoding its images."
     name, root = "cifar10", data_root()
-    if quick or not ((root/name/"train").is_dir() and (root/name/"test").is_dir()):
+    if quick or not has_cifar10():
         name, root = "pictures", scratch
         write_tree(root/name, 400 if quick else 4000)
 
@@ -187,146 +163,7 @@ CASES |= {f"train-{p}{tail}": partial(training, p, o) for p in ("paper", "cifar"
 CASES |= {f"evaluate-{p}": partial(evaluation, p) for p in ("paper", "cifar")} | {"load": loading}
 
 
-# One iteration of trajectory matching, each in a process of its own, for its memory -----------------------------------
-
-SIDES, MOST_UNROLLED, FULL = {"ours": trajectory_gradient, "plain": unrolled_gradient}, 20, (10, 20, 40, 80)
-LENGTHS = {f"trajectory-{n}": n for n in FULL} # line of the table -> steps of the student
-WHAT = ("loss", "gradient of the images", "gradient of the step size")
-AGREE = dict(zip(WHAT, (1e-3, 0.1, 0.1))) | {f"{what}, float64, 3 steps on 10 images": 1e-10 for what in WHAT} # README.md says why so different
-
-
-def trajectory_stage(n, quick, device):
-    "(experiment, network) of `n` steps on all 100 images, or of `n`/5 steps at width 16."
-    exp = Experiment(dataset="random-pictures", method="mtt", outliers="none", ipc=10, preset="paper", syn_steps=n, batch_syn=0)
-    if quick: exp = replace(exp, width=16, syn_steps=n // 5)
-    return exp, from_experiment(exp, SHAPE, CLASSES, stream(exp.seed, "network", 0), device).train()
-
-
-def memory(device, most=False):
-    "Megabytes (10⁶ bytes) of this process now, or at most since it began; None where the system does not tell."
-    if device.type == "cuda": return (torch.cuda.max_memory_allocated if most else torch.cuda.memory_allocated)(device) / 1e6
-    # not resource.ru_maxrss: a child inherits its parent's through fork and exec
-    return _kilobytes("/proc/self/status", "VmHWM" if most else "VmRSS")
-
-
-def free_memory(device):
-    "Megabytes that a process can still have; infinite where the system does not tell."
-    return torch.cuda.mem_get_info(device)[0] / 1e6 if device.type == "cuda" else _kilobytes("/proc/meminfo", "MemAvailable") or float("inf")
-
-
-def _kilobytes(path, field):
-    "Megabytes (10⁶ bytes) of a line such as `VmRSS:  1234 kB`."
-    try: return next(int(l.split()[1]) for l in open(path) if l.startswith(field + ":")) * 1024 / 1e6
-    except (OSError, StopIteration): return None
-
-
-def trajectory_alone(side, n, quick, device, threads):
-    "One gradient of trajectory matching, in a process that has done nothing else: seconds, megabytes above idle, and the numbers; or how much it needs, if that is more than there is."
-    if os.path.exists("/proc/self/oom_score_adj"): Path("/proc/self/oom_score_adj").write_text("1000") # should memory run out after all: this process first
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    exp, net = trajectory_stage(n, quick, device)
-    images = ((pictures(CLASSES * exp.ipc, 4, "synthetic") / 255 - 0.5) / 0.25).to(device)
-    labels = torch.arange(CLASSES, device=device).repeat_interleave(exp.ipc)
-    theta, lr = flatten(net), torch.tensor(exp.syn_lr, device=device)
-    target = theta + 0.01 * torch.randn(len(theta), generator=stream(exp.seed, "bench", "target")).to(device)
-
-    def gradient(count, every=1, to=torch.float32):
-        student = Student(deepcopy(net).to(to), labels[::every], exp)
-        at, goal, x, rate = (v.to(to) for v in (theta, target, images[::every], lr))
-        loss, to_images, _, to_lr = SIDES[side](student, at, goal, x, x[:0], rate, steps(replace(exp, syn_steps=count), 0, len(x), 0))
-        return loss, to_images, to_lr
-
-    gradient(1, every=len(images))
-    idle, free, peaks = memory(device), free_memory(device), []
-    for count in (1, 3): # the warm-up
-        gradient(count)
-        peaks.append(memory(device, most=True))
-    if side == "plain" and idle is not None:
-        needs = peaks[1] - idle + (peaks[1] - peaks[0]) / 2 * (exp.syn_steps - 3)
-        if 1.1 * needs > free: return dict(needs_mb=needs, free_mb=free)
-    seconds, made = timed(lambda: gradient(exp.syn_steps), device)
-    mb = None if idle is None else memory(device, most=True) - idle
-    numbers = dict(zip(AGREE, (v.cpu().numpy() for v in (*made, *gradient(3, every=exp.ipc, to=torch.float64)))))
-    return dict(seconds=seconds, mb=mb, idle_mb=idle, numbers=numbers)
-
-
-def measure_trajectory(name, asked):
-    "As `measure`, with megabytes in the row: both sides in turn, each time in a fresh process; the shorter time and the larger memory count."
-    exp, net = trajectory_stage(LENGTHS[name], asked.quick, asked.device)
-    title = f"{name}: {exp.syn_steps} steps of a student on {CLASSES * exp.ipc} images, width {exp.width}"
-    print(f"    {title}", flush=True)
-    sides, got, note = ["ours", "plain"][:1 + (LENGTHS[name] <= MOST_UNROLLED)], {"ours": [], "plain": []}, {}
-    for _ in range(asked.repeats):
-        for side in sides[:]:
-            try:
-                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-                    r = fresh.submit(trajectory_alone, side, LENGTHS[name], asked.quick, asked.device, torch.get_num_threads()).result()
-            except BrokenProcessPool: sys.exit(f"{name}: the process of {side!r} was killed; memory is likely to have run out")
-            if "needs_mb" in r:
-                note = dict(plain_needs_mb=r["needs_mb"])
-                sides.remove(side)
-                print(f"    {side} does not fit: about {r['needs_mb']:.0f} MB needed, {r['free_mb']:.0f} MB available; not run", flush=True)
-                continue
-            got[side].append(r)
-            print(f"    {side} {r['seconds']:.4g} s, {cell(r['mb'], '.0f') or 'unknown'} MB above {cell(r['idle_mb'], '.0f') or 'unknown'} MB when idle", flush=True)
-    best, best_plain = (min((r["seconds"] for r in got[s]), default=None) for s in ("ours", "plain"))
-    mb, mb_plain = (max((r["mb"] for r in got[s] if r["mb"] is not None), default=None) for s in ("ours", "plain"))
-    found = {}
-    if got["plain"]: found = differences(AGREE, *({k: torch.from_numpy(v) for k, v in got[s][-1]["numbers"].items()} for s in ("ours", "plain")))
-    if found: print(f"    largest difference {max(found.values()):.2g} ({max(found, key=found.get)})", flush=True)
-    forward, first = flops(net, SHAPE), flops(net.body[0], SHAPE)
-    work = CLASSES * exp.ipc * (exp.syn_steps * 3 * (3 * forward - first) - (2 * forward - first)) # README.md counts them
-    row = dict(name=title, ours_s=best, plain_s=best_plain, ratio=best_plain and best_plain / best, share_of_gemm=work / best, compile_s=None,
-               ours_mb=mb, plain_mb=mb_plain, **note)
-    return row, found, too_different(title, AGREE, found)
-
-
-def promises(rows):
-    "What the constant-memory gradient must show, as far as these rows, {line: row}, tell: a list of {what, value, limit, held}."
-    def one(what, limit, a, b):
-        known = a is not None and b is not None
-        return dict(what=what, value=a / b if known else None, limit=limit, held=a / b <= limit if known else None)
-    of = lambda line, key: rows.get(line, {}).get(key)
-    return [one("memory of ours at 80 steps, relative to 10 steps", 1.3, of("trajectory-80", "ours_mb"), of("trajectory-10", "ours_mb")),
-            one("seconds of ours at 10 steps, relative to the unrolled gradient", 1.4, of("trajectory-10", "ours_s"), of("trajectory-10", "plain_s"))]
-
-
-def spoken(promise):
-    "A promise in words."
-    if promise["held"] is None: return f"{promise['what']}: not measured; at most {promise['limit']} is promised"
-    return f"{promise['what']}: {promise['value']:.2f}, at most {promise['limit']} is promised: {'held' if promise['held'] else 'NOT HELD'}"
-
-
 # How it is measured -------------------------------------------------------------------------------------------------
-
-def timed(work, device):
-    "(seconds, what `work()` returns), with everything on the device done."
-    settle = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    settle(); begin = time.perf_counter()
-    made = work()
-    settle()
-    return time.perf_counter() - begin, made
-
-
-def gemm_rate(device, n=2048, repeats=8):
-    "Floating-point operations per second of a float32 matrix product of side `n`, the best of several."
-    a, b = (torch.rand(n, n, device=device) for _ in range(2))
-    torch.mm(a, b)
-    return 2 * n**3 / min(timed(lambda: torch.mm(a, b), device)[0] for _ in range(repeats))
-
-
-def differences(allowed, ours, plainly):
-    "What -> largest difference over largest value; infinite where shapes differ."
-    def one(a, b): return float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) if a.shape == b.shape else float("inf")
-    return {what: one(ours[what].double(), plainly[what].double()) for what in allowed}
-
-
-def too_different(name, allowed, found):
-    "A line for each difference that is not allowed."
-    return [f"{name}: ours and plain differ in the {what} by {found[what]:.2g}, allowed is {limit:.2g}"
-            for what, limit in allowed.items() if what in found and not found[what] <= limit]
-
 
 def measure(case, device, repeats):
     "(row with operations per second for its share, differences, those not allowed): one call of ours first, then both sides in turn, the best of `repeats`."
@@ -344,45 +181,22 @@ def measure(case, device, repeats):
     return row, found, too_different(case.name, case.allowed, found)
 
 
-def machine(device):
-    "What the numbers were measured on, in words."
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
-    try: model = next(l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name"))
-    except (OSError, StopIteration): model = platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} CPUs"
-
-
-def cell(value, form): return "" if value is None else format(value, form)
-
-
-def columns(r):
-    "The row as texts; what was not measured is blank."
-    plain_mb = f"does not fit: {r['plain_needs_mb']:.0f}" if "plain_needs_mb" in r else cell(r.get("plain_mb"), ".0f")
-    return [r["name"], cell(r["ours_s"], ".4g"), cell(r["plain_s"], ".4g"), cell(r["ratio"], ".2f"), cell(r["share_of_gemm"], ".0%"),
-            cell(r["compile_s"], ".1f"), cell(r.get("ours_mb"), ".0f"), plain_mb]
-
-
-HEAD = ["", "ours, s", "plain, s", "ratio", "of gemm", "compile, s", "ours, MB", "plain, MB"]
-
-
-def table(rows):
-    "The rows as text."
-    lines = [HEAD, *map(columns, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip() for line in lines)
-
-
 def write_readme():
     "Put what the stored results say, each with the machine and commit it was measured on, between the marks of README.md."
     parts = []
-    for name in ("latest", "full"):
+    for name in ("latest", "full", "gpu"):
         try: rows, facts = (json.loads((HERE/f"{n}.json").read_text(encoding="utf-8")) for n in (name, f"{name}-machine"))
         except FileNotFoundError: continue
-        lines = [HEAD, ["---"] * len(HEAD), *map(columns, rows)]
+        head, *lines = shown(rows)
+        lines = [head, ["---"] * len(head), *lines]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts.append(f"`{name}.json`: {facts['machine']}, {facts['device']}, {facts['threads']} threads, torch {facts['torch']}, commit {facts['commit']}, "
                      f"matrix product {facts['gemm_gflops']:.0f} GFLOP/s.")
+        parts += ["\n".join(f"- {line}" for line in facts["wrong"])] if facts.get("wrong") else []
         parts += ["\n".join(f"- {spoken(p)}" for p in told)] if (told := [p for p in facts.get("promises", []) if p["held"] is not None]) else []
+    if kept := history.read(HERE/history.FILE):
+        (HERE/history.PICTURE).write_bytes(history.picture(kept))
+        parts.append(f"![Seconds of ours and of the plain side over the runs, a panel for each line, the share of the matrix product in grey]({history.PICTURE})")
     text, n = re.subn(r"(<!-- results[^>]*-->\n).*(<!-- end of results -->)", lambda m: m[1] + "\n\n".join(parts) + "\n" + m[2],
                       (HERE/"README.md").read_text(encoding="utf-8"), flags=re.S)
     if n != 1: sys.exit("benchmarks/README.md must have one line '<!-- results ... -->' and, after it, one '<!-- end of results -->'")
@@ -391,61 +205,77 @@ def write_readme():
 
 def arguments():
     parser = argparse.ArgumentParser(description="Time the package's hot paths against plain versions of the same work.")
-    parser.add_argument("--only", help=f"some of the lines, by commas: {', '.join([*CASES, *LENGTHS])}")
+    parser.add_argument("--only", help=f"some of the lines, by commas: {', '.join([*CASES, *LENGTHS, *LIMITS])}; with --gpu some of its parts: {', '.join(gpu.PARTS)}")
     parser.add_argument("--full", action="store_true", help=f"trajectory matching alone, at {FULL[0]} to {FULL[-1]} steps: minutes, and gigabytes for the plain side")
-    parser.add_argument("--readme", action="store_true", help="measure nothing; write the stored results into README.md")
+    parser.add_argument("--gpu", action="store_true", help="what an NVIDIA GPU gives: first whether it computes what the CPU computes, then times at paper size, then what a whole run costs")
+    parser.add_argument("--budget", type=float, help="with --gpu: seconds for everything; a whole run is really run if it fits, else extrapolated")
+    parser.add_argument("--readme", action="store_true", help="measure nothing; write the stored results into README.md, and draw their history")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run and agree? The times mean nothing")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:1")
+    parser.add_argument("--device", help="cpu (default), cuda (default with --gpu) or cuda:1")
     parser.add_argument("--repeats", type=int, default=2, help="timings of each side, of which the best counts (default 2)")
-    parser.add_argument("--out", type=Path, help="folder for the two files; beside this script for a whole or a full run, else nothing is written")
+    parser.add_argument("--out", type=Path, help="folder for the files; beside this script for a whole or a full run, else nothing is written")
     asked = parser.parse_args()
     try:
-        asked.device = pick_device(asked.device)
-        if asked.only and asked.full: raise UserError("only and full exclude each other")
-        known = [*CASES, *LENGTHS]
-        asked.names = ([check_choice("only", name, known) for name in asked.only.split(",")] if asked.only else
-                       list(LENGTHS) if asked.full else [*CASES, f"trajectory-{FULL[0]}"])
+        asked.device = gpu.device(asked.device, asked.quick) if asked.gpu else pick_device(asked.device or "cpu")
+        if (bool(asked.only) + asked.full > 1) or asked.full and asked.gpu: raise UserError("only, full and gpu: full goes with neither of the others")
+        if asked.budget is not None and not asked.gpu: raise UserError("budget is for gpu")
+        everything = list(gpu.PARTS) if asked.gpu else list(LENGTHS) if asked.full else [*CASES, f"trajectory-{FULL[0]}", *LIMITS]
+        known = everything if asked.gpu else [*CASES, *LENGTHS, *LIMITS]
+        asked.names = [check_choice("only", name, known) for name in asked.only.split(",")] if asked.only else everything
         if asked.repeats < 1 or asked.threads is not None and asked.threads < 1: raise UserError("threads and repeats must be 1 or more")
+    except gpu.NoGPU as e: print(e, file=sys.stderr); sys.exit(2)
     except UserError as e: parser.error(str(e))
     return asked
+
+
+def one_line(name, asked, scratch):
+    "(row with operations per second for its share, differences, what is wrong) of a line of the table."
+    if name in LENGTHS: return measure_trajectory(name, asked)
+    if name in LIMITS:
+        row, wrong = measure_memory(name, asked, scratch)
+        return row, {}, wrong
+    case = CASES[name](asked.quick, asked.device, **({"scratch": scratch} if name == "load" else {}))
+    print(f"    {case.name}{' (compiling first)' * case.compiled}", flush=True)
+    return measure(case, asked.device, asked.repeats)
+
+
+def measured(asked, facts):
+    "All lines that were asked for: (rows, what is wrong); `facts` grows."
+    rate, rows, found, wrong = gemm_rate(asked.device), [], {}, []
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compiled" # so that compile seconds are those of a first time
+        for i, name in enumerate(asked.names):
+            torch.compiler.reset()
+            print(f"[{i + 1}/{len(asked.names)}]", flush=True)
+            row, found[name], bad = one_line(name, asked, Path(scratch))
+            rows.append(row); wrong += bad
+    rate = max(rate, gemm_rate(asked.device))
+    for row in rows: row["share_of_gemm"] = row["share_of_gemm"] and row["share_of_gemm"] / rate
+    told = [] if asked.quick else promises(dict(zip(asked.names, rows)))
+    facts |= dict(gemm_gflops=rate / 1e9, repeats=asked.repeats, quick=asked.quick, differences=found, promises=told)
+    return rows, wrong
 
 
 def main():
     asked, begin = arguments(), time.perf_counter()
     if asked.readme: write_readme(); return
     if asked.threads: torch.set_num_threads(asked.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    facts = dict(machine=machine(asked.device), device=str(asked.device), threads=torch.get_num_threads(),
-                 torch=torch.__version__, python=platform.python_version(), commit=commit())
+    tf32(False)
+    facts = surroundings(asked.device)
     print(*(f"{k}: {v}" for k, v in facts.items()), sep="; ", flush=True)
-    rate, rows, found, wrong = gemm_rate(asked.device), [], {}, []
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compiled" # so that compile seconds are those of a first time
-        for i, name in enumerate(asked.names):
-            torch.compiler.reset()
-            if name in LENGTHS:
-                print(f"[{i + 1}/{len(asked.names)}]", flush=True)
-                row, found[name], bad = measure_trajectory(name, asked)
-                rows.append(row); wrong += bad
-                continue
-            case = CASES[name](asked.quick, asked.device, **({"scratch": Path(scratch)} if name == "load" else {}))
-            print(f"[{i + 1}/{len(asked.names)}] {case.name}{' (compiling first)' * case.compiled}", flush=True)
-            row, found[name], bad = measure(case, asked.device, asked.repeats)
-            rows.append(row); wrong += bad
-    rate = max(rate, gemm_rate(asked.device))
-    for row in rows: row["share_of_gemm"] = row["share_of_gemm"] and row["share_of_gemm"] / rate
-    told = [] if asked.quick else promises(dict(zip(asked.names, rows)))
-    facts |= dict(gemm_gflops=rate / 1e9, repeats=asked.repeats, quick=asked.quick, differences=found, promises=told, seconds=time.perf_counter() - begin)
-    print(f"\n{table(rows)}\n\nfloat32 matrix product: {rate / 1e9:.1f} GFLOP/s; largest difference: "
-          f"{max((d for f in found.values() for d in f.values()), default=0):.2g}; {facts['seconds']:.0f} s in all")
-    if any(name in LENGTHS for name in asked.names): print("\n".join(map(spoken, told)) or "sizes are tiny: what is promised of trajectory matching was not looked at")
-    if wrong: sys.exit("\n".join(wrong))
-    out, stem = asked.out or (None if asked.quick or asked.only else HERE), "full" if asked.full else "latest"
-    if out is None: print("nothing written: --out FOLDER would"); return
-    atomic_write(out/f"{stem}.json", json.dumps(rows, indent=1) + "\n")
-    atomic_write(out/f"{stem}-machine.json", json.dumps(facts, indent=1) + "\n")
-    if out == HERE: write_readme()
+    out = asked.out or (None if asked.quick or asked.only else HERE)
+    if asked.gpu: gpu.run(asked, facts, out)
+    else:
+        rows, wrong = measured(asked, facts)
+        facts["seconds"] = time.perf_counter() - begin
+        print(f"\n{table(rows)}\n\nfloat32 matrix product: {facts['gemm_gflops']:.1f} GFLOP/s; largest difference: "
+              f"{max((d for f in facts['differences'].values() for d in f.values()), default=0):.2g}; {facts['seconds']:.0f} s in all")
+        if any(name in LENGTHS for name in asked.names): print("\n".join(map(spoken, facts["promises"])) or "sizes are tiny: what is promised of trajectory matching was not looked at")
+        if wrong: sys.exit("\n".join(wrong))
+        if out: store(out, "full" if asked.full else "latest", rows, facts)
+    if out is None: print("nothing written: --out FOLDER would")
+    elif out == HERE: write_readme()
 
 
 if __name__ == "__main__": main()
