@@ -26,6 +26,7 @@ from .data import Dataset, image_stamp, prepared
 from .gradient_matching import training_loss
 from .networks import compiled, from_experiment, initialise
 from .poe import outlier_pool
+from .ranks import first, size
 
 # %% ../nbs/06_buffers.ipynb #13200da8
 ALWAYS = ("dataset", "outliers", "strategy", "align_corners", "zca", "holdout", "model", "width", "depth", "norm", "act", "pool", "train_epochs", "lr_teacher", "batch_train", "expert_seed")
@@ -278,10 +279,10 @@ def make_buffer(
             for half in folder_parts(folder, "buffer.json"): half.unlink(missing_ok=True)
             atomic_write(folder/"buffer.json", json.dumps(dict(fields=expert_fields(exp, root), source=dataset.source), indent=1, sort_keys=True) + "\n")
         pool = outlier_pool(_as_expert(exp), dataset, root, device)
-        with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not progress) as bar, one_thread(device):
+        with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not (progress and first())) as bar, one_thread(device):
             c = course(exp, dataset, pool, device)
             for wait in (False, True):
-                for ks in _groups(missing, at_once(exp, device)):
+                for ks in _groups(missing, min(at_once(exp, device), -(-len(missing) // size()))):
                     with _held(folder, ks, wait) as mine:
                         if mine: train_experts(exp, mine, c, folder, bar.update)
     return Buffer(folder, exp)

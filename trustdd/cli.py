@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trustdd
 from .config import PRESETS, Experiment, UserError, project_root, to_dict, writable
+from .ranks import complain, first, from_first, in_turn, joined, own_device, quiet, size
 
 # %% ../nbs/15_cli.ipynb #1530e7da
 def field_help() -> dict:
@@ -137,6 +138,7 @@ def distill(args) -> int:
     if exp.method == "mtt" and needs_experts(exp, args.runs, args.device): run_buffer(exp, args.runs, None, args.device)
     run = load_or_distill(exp, args.runs, args.device)
     file = run.folder/"distilled.safetensors"
+    if not first(): return 0
     if args.out: run.distilled.save(args.out); file = args.out
     print(f"{run.distilled!r}\n{file}")
     return 0
@@ -163,10 +165,10 @@ def evaluate(args) -> int:
     from trustdd.evaluation import evaluate as judge, judged_on
     from trustdd.training import train
     check_choice("select", args.select, ("last", "best_on_test")); pick_device(args.device)
-    syn = DistilledSet.load(args.file)
+    syn = from_first(lambda: DistilledSet.load(args.file))
     if args.epochs is not None: syn = replace(syn, provenance=syn.provenance | dict(experiment=to_dict(replace(syn.experiment, epochs=args.epochs))))
-    judged_on(syn, args.dataset, args.ood) # before anything is made
-    out = args.out and writable(args.out)
+    with in_turn(): judged_on(syn, args.dataset, args.ood) # before anything is made
+    out = first() and args.out and writable(args.out)
     nets = train(syn, args.n_nets, args.seed, args.device, snapshots=20 if args.select == "best_on_test" else 0)
     report = judge(nets, syn, args.dataset, args.ood, args.select, device=args.device, logits_out=out and out/"logits.safetensors")
     if out: report.save(out)
@@ -248,13 +250,18 @@ def main(
     "Run a command; returns 0, 1 for a failure, 2 for a wrong request, 130 when interrupted."
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = parser().parse_args(argv)
-        return {"distill": distill, "buffers": buffers, "import": import_, "evaluate": evaluate, "paper": paper, "gallery": gallery, "explain": explain, "list": show}[args.command](args)
+        with joined(), quiet(): return _run(parser().parse_args(argv))
     except KeyboardInterrupt:
-        print("trustdd: interrupted; the same command continues", file=sys.stderr)
+        complain("trustdd: interrupted; the same command continues")
         return 130
     except Exception as e:
         if "--debug" in argv: raise
         line = " ".join(str(e).split()) or type(e).__name__
-        print(f"trustdd: {line}", file=sys.stderr)
+        complain(f"trustdd: {line}")
         return 2 if isinstance(e, UserError) else 1
+
+def _run(args) -> int:
+    "Run the command of `args`; several processes share the work of some, each on its own device."
+    if size() > 1 and args.command not in ("distill", "buffers", "evaluate"): raise UserError(f"trustdd {args.command} runs in one process; torchrun is for distill, buffers and evaluate")
+    if hasattr(args, "device"): args.device = own_device(args.device)
+    return {"distill": distill, "buffers": buffers, "import": import_, "evaluate": evaluate, "paper": paper, "gallery": gallery, "explain": explain, "list": show}[args.command](args)

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'DistilledSet', 'save_distilled', 'load_distilled', 'read_s
            'state_class', 'save_checkpoint', 'load_checkpoint', 'check_same', 'distill', 'as_set', 'begin']
 
 # %% ../nbs/08_distillation.ipynb #44379730
-import json, platform, subprocess, time
+import json, platform, subprocess, time, zlib
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from .config import Experiment, UserError, atomic_write, data_root, pick_device,
 from .data import Dataset, load_dataset, prepared
 from .gradient_matching import MatchingState, gradient_matching, start
 from .poe import outlier_pool
+from .ranks import alike, first, from_first, in_turn, size
 from .trajectory_matching import TrajectoryState, start as start_trajectories, trajectory_matching
 
 # %% ../nbs/08_distillation.ipynb #4445ae38
@@ -131,7 +132,8 @@ def save_checkpoint(
     exp:Experiment, # what it belongs to
     path,           # the file
 ):
-    "Write the state of an unfinished run."
+    "Write the state of an unfinished run; of several processes the first does it."
+    if not first(): return
     parts = {f.name: getattr(state, f.name) for f in fields(state)}
     tensors = {k: v.cpu().contiguous() for k, v in parts.items() if isinstance(v, torch.Tensor)}
     meta = {k: v for k, v in parts.items() if k not in tensors} | dict(experiment=to_dict(exp), threads=torch.get_num_threads(), commit=commit())
@@ -177,11 +179,13 @@ def distill(
     progress:bool=True,     # show a bar
     buffer=None,            # mtt: folder of the experts, trained if they are not there; in the project's run store if None
 ) -> DistilledSet:
-    "Make a distilled set; continues from `checkpoint` if it is there, with the same result as without the interruption."
+    "Make a distilled set; continues from `checkpoint` if it is there, with the same result as without the interruption. Processes that have joined (`trustdd.ranks`) work on it together; `on_step` is called in all."
     if exp.method == "full": raise UserError("method = 'full' trains on all images and distils none; choose dc, dsa, mtt or random")
     device, root = pick_device(device), Path(root or data_root())
-    dataset = dataset or prepared(exp, root)
-    pool = outlier_pool(exp, dataset, root=root, device=device)
+    with in_turn():
+        dataset = dataset or prepared(exp, root)
+        pool = outlier_pool(exp, dataset, root=root, device=device)
+    if size() > 1: _compare_notes(exp, dataset, device)
     if exp.method == "random": state, threads = begin(exp, dataset, pool, device), torch.get_num_threads()
     else: state, threads = _match(_method(exp, dataset, pool, device, buffer, root, progress), exp, device, checkpoint, every, on_step, progress)
     return as_set(exp, state, dataset, provenance(exp, dataset, device) | dict(threads=threads))
@@ -211,8 +215,8 @@ def _method(exp, dataset, pool, device, buffer, root, progress):
 # %% ../nbs/08_distillation.ipynb #9600ad8d
 def _match(method, exp, device, checkpoint, every, on_step, progress):
     (begin, loop), threads, last = method, torch.get_num_threads(), time.monotonic()
-    state, kept = load_checkpoint(checkpoint, exp, device) if checkpoint and Path(checkpoint).exists() else (begin(), threads)
-    bar = tqdm(total=exp.iterations, initial=state.iteration, desc=f"{exp.method} {exp.outliers} ipc {exp.ipc} seed {exp.seed}", disable=not progress, unit="it")
+    state, kept = _kept(exp, device, checkpoint) or (begin(), from_first(torch.get_num_threads))
+    bar = tqdm(total=exp.iterations, initial=state.iteration, desc=f"{exp.method} {exp.outliers} ipc {exp.ipc} seed {exp.seed}", disable=not (progress and first()), unit="it")
     def after(state):
         nonlocal last, clock, calling
         state.seconds += time.monotonic() - clock
@@ -227,6 +231,19 @@ def _match(method, exp, device, checkpoint, every, on_step, progress):
     try:
         with bar: return loop(state=state, on_step=after), kept
     except FloatingPointError:
-        if checkpoint and exp.method == "mtt" and not calling: save_checkpoint(state, exp, checkpoint)
+        if checkpoint and exp.method == "mtt" and not calling: from_first(lambda: save_checkpoint(state, exp, checkpoint))
         raise
     finally: torch.set_num_threads(threads)
+
+# %% ../nbs/08_distillation.ipynb #1a247d54
+def _kept(exp, device, checkpoint):
+    "State and threads of the checkpoint, on the device; None without one."
+    found = from_first(lambda: load_checkpoint(checkpoint, exp, "cpu") if checkpoint and Path(checkpoint).exists() else None)
+    if found is None: return None
+    state, threads = found
+    return replace(state, **{k: v.to(device) for k, v in vars(state).items() if isinstance(v, torch.Tensor)}), threads
+
+def _compare_notes(exp, dataset, device):
+    "Raise `UserError` unless all processes are about to do the same."
+    images = zlib.crc32(dataset.images.cpu().contiguous().numpy())
+    alike(**to_dict(exp), data=dataset.source, images=images, device=device.type, torch=torch.__version__, trustdd=trustdd.__version__)

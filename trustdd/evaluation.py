@@ -22,6 +22,7 @@ from .config import CORRUPTION_NAMES, UserError, atomic_write, check_choice, pic
 from .data import balanced_draw, load_dataset, load_ood, ood_suite, outside_source, prepared
 from .ood import METRICS, SCORES, calibration_error, misclassification, ood_metrics, reliability
 from .poe import corrupt
+from .ranks import gather, share
 
 # %% ../nbs/11_evaluation.ipynb #5a326264
 def normaliser(
@@ -89,13 +90,13 @@ def collect_logits(
     ood_sources=(), # name -> one sentence that says which images these are
     **about,        # JSON values to keep beside: experiment, select, epochs, run
 ) -> Logits:
-    "Run every network once on every set."
+    "Run every network once on every set. Processes that have joined (`trustdd.ranks`) share the networks, and each gets all logits."
     if not ood_sets or "in" in ood_sets: raise UserError(f"ood sets {list(ood_sets)}: name one or more, none of them 'in'")
     for name, x in ood_sets.items(): _same_form(name, x, dataset.test_images)
     n_in, norm = len(dataset.test_images), normalise or normaliser(dataset)
     drawn = {name: balanced_draw(n_in, len(x), seed, name, n_test) for name, x in ood_sets.items()}
     images = {"in": dataset.test_images, **{name: ood_sets[name][idx] for name, (_, idx) in drawn.items()}}
-    values = {name: torch.stack([predict(net, x, norm, batch, device) for net in nets]) for name, x in images.items()}
+    values = {name: torch.stack(gather([predict(nets[k], x, norm, batch, device) for k in share(len(nets))])) for name, x in images.items()}
     if (k := values["in"].shape[-1]) != len(dataset.classes): raise UserError(f"the networks know {k} classes, but dataset {dataset.name!r} has {len(dataset.classes)}")
     sources = {"in": dict(name=dataset.name, n=n_in, source=dataset.source),
                "ood": {name: dict(n=len(x), drawn=len(drawn[name][1]), source=dict(ood_sources).get(name, "")) for name, x in ood_sets.items()}}

@@ -17,6 +17,7 @@ from .augment import augment, draw
 from .config import Experiment, UserError, stream
 from .data import Dataset
 from .networks import compiled, from_experiment, initialise
+from .ranks import gather_rows, share
 
 # %% ../nbs/05_gradient_matching.ipynb #99147e2d
 def outlier_loss(
@@ -162,15 +163,15 @@ def matching_step(
     loss,               # loss(c): its loss function
     exp:Experiment,     # lr_img, momentum_img, metric
 ) -> torch.Tensor:
-    "Match every class once and move all of `syn` by one SGD step; the mean distance over classes."
-    n_classes, per, total, pieces = net.head.out_features, len(syn) // net.head.out_features, 0, []
-    for c in range(n_classes):
+    "Match every class once and move all of `syn` by one SGD step; the mean distance over classes. Several processes share the classes (`trustdd.ranks`)."
+    n_classes, per, distances, pieces = net.head.out_features, len(syn) // net.head.out_features, [syn.new_empty(0)], [syn[:0]]
+    for c in share(n_classes):
         leaf = syn[c * per:(c + 1) * per].detach().requires_grad_()
         d, gradient = match(net, fast, loss(c), real(c), leaf, omega(c), exp)
-        total = total + d; pieces.append(gradient)
-    velocity.mul_(exp.momentum_img).add_(torch.cat(pieces))
+        distances.append(d.view(1)); pieces.append(gradient)
+    velocity.mul_(exp.momentum_img).add_(gather_rows(torch.cat(pieces), n_classes, per))
     syn.sub_(velocity, alpha=exp.lr_img)
-    return total / n_classes
+    return sum(gather_rows(torch.cat(distances), n_classes)) / n_classes
 
 # %% ../nbs/05_gradient_matching.ipynb #116b10da
 @torch.no_grad()

@@ -25,6 +25,7 @@ from .evaluation import Logits, Report, collect_logits, report_from_logits
 from .gradient_matching import start
 from .ood import ood_metrics
 from .poe import outlier_pool
+from .ranks import agree, barrier, first, from_first, in_turn, patience, size
 from .statistics import Scores, scores_of
 from .training import train
 from .watching import judging_sets, watch
@@ -77,7 +78,8 @@ def compute(
     seconds = dict(distilling=round(distilling, 1), training=round(time.perf_counter() - began, 1))
     images, sources = judging_sets(exp, dataset, root)
     logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources, experiment=to_dict(exp),
-        run=dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds))
+        run=dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds, **dict(processes=size()) if size() > 1 else {}))
+    if not first(): return
     logits.save(folder/"logits.safetensors")
     scores_of(logits).save(folder/"scores.safetensors")
     report_from_logits(logits).save(folder)
@@ -94,18 +96,19 @@ def _threads(n):
 def _distilled(exp, dataset, folder, runs, device, root, progress, every):
     "The distilled set of `exp`, made or found, and the seconds that its iterations took."
     file, checkpoint, log = (folder/name for name in ("distilled.safetensors", "checkpoint.safetensors", "log.jsonl"))
-    if file.exists(): return _found(exp, file, checkpoint), _seconds(log)
-    state = load_checkpoint(checkpoint, exp, "cpu")[0] if checkpoint.exists() else None # perhaps it has all iterations
-    last = [state]
+    if agree(file.exists()): return from_first(lambda: (_found(exp, file, checkpoint), _seconds(log)))
+    last = [from_first(lambda: load_checkpoint(checkpoint, exp, "cpu")[0] if checkpoint.exists() else None)] # perhaps it has all iterations
     def keep(state):
         last[0] = state
         if state.iteration in exp.watch: watch(exp, state, dataset, folder/"dynamics.jsonl", device, root)
     if 0 in exp.watch: watch(exp, begin(exp, dataset, outlier_pool(exp, dataset, root)), dataset, folder/"dynamics.jsonl", device, root)
     syn = distill(exp, dataset, device, root, checkpoint, every, keep, progress, runs/buffer_name(exp, root) if exp.method == "mtt" else None)
-    if exp.method != "random": atomic_write(log, _log(exp, last[0]))
-    syn.save(file)
-    checkpoint.unlink(missing_ok=True)
-    return syn, _seconds(log)
+    def keep_all():
+        if exp.method != "random": atomic_write(log, _log(exp, last[0]))
+        syn.save(file)
+        checkpoint.unlink(missing_ok=True)
+        return _seconds(log)
+    return syn, from_first(keep_all)
 
 def _log(exp, state):
     "One line an iteration; the last one with the seconds of all."
@@ -135,11 +138,11 @@ def load_or_run(
     every:float=30,     # seconds between checkpoints while distilling
 ) -> Run:
     "The finished run of `exp`, computed if it is not stored; raises `UserError` if its folder holds another configuration."
-    folder = Path(runs or runs_root())/run_name(exp)
-    if not _finished(exp, folder):
-        judging_sets(exp, _possible(exp, folder, device, root), root)
+    folder, there = Path(runs or runs_root())/run_name(exp), lambda: _finished(exp, folder)
+    if not from_first(there):
+        with in_turn(): judging_sets(exp, _possible(exp, folder, device, root), root)
         with _claimed(exp, folder):
-            if not _finished(exp, folder): compute(exp, folder, Path(runs or runs_root()), device, root, progress, every)
+            if not from_first(there): compute(exp, folder, Path(runs or runs_root()), device, root, progress, every)
     return Run(exp, folder)
 
 # %% ../nbs/12_runs.ipynb #8b6d3b99
@@ -152,13 +155,26 @@ def _possible(exp, folder, device, root):
 
 @contextmanager
 def _claimed(exp, folder):
-    "Hold the folder's lock, with the configuration written into it."
-    with FileLock(writable(folder)/".lock"):
-        for half in folder.glob(".*.part"): half.unlink(missing_ok=True)
-        if not _finished(exp, folder):
-            atomic_write(folder/"config.json", json.dumps(to_dict(exp), indent=1) + "\n")
-            if os.sep in exp.dataset: atomic_write(folder/"data.txt", _images_now(exp))
+    "Hold the folder's lock, with the configuration written into it; of several processes the first does, for all."
+    lock = from_first(lambda: writable(folder)) and FileLock(folder/".lock")
+    while not from_first(lambda: _taken(lock)): pass # a minute at a time: no process waits for another for longer
+    try:
+        from_first(lambda: _begun(exp, folder))
         yield
+        barrier()
+    finally: lock.release()
+
+def _taken(lock) -> bool:
+    "Is the lock ours within a minute?"
+    try: return bool(lock.acquire(timeout=min(60, patience().total_seconds() / 3)))
+    except Timeout: return False
+
+def _begun(exp, folder):
+    "Clear away what a kill left half-written, and write down what the folder is for."
+    for half in folder.glob(".*.part"): half.unlink(missing_ok=True)
+    if _finished(exp, folder): return
+    atomic_write(folder/"config.json", json.dumps(to_dict(exp), indent=1) + "\n")
+    if os.sep in exp.dataset: atomic_write(folder/"data.txt", _images_now(exp))
 
 # %% ../nbs/12_runs.ipynb #ce422cea
 def _finished(exp, folder) -> bool:
@@ -185,9 +201,15 @@ def needs_experts(
 ) -> bool:
     "Will `exp` have to be distilled by trajectory matching? Raises `UserError`, before any expert is trained, for whatever would stop the run."
     folder = Path(runs or runs_root())/run_name(exp)
-    dataset = _possible(exp, folder, device, root)
-    if exp.ood: judging_sets(exp, dataset, root)
-    return not _finished(exp, folder) and exp.method == "mtt" and not (folder/"distilled.safetensors").exists()
+    _distillable(exp, folder, device, root)
+    return from_first(lambda: not _finished(exp, folder) and exp.method == "mtt" and not (folder/"distilled.safetensors").exists())
+
+def _distillable(exp, folder, device, root):
+    "The data set of `exp`, as `_possible`; with the OOD sets that it names, they are looked at as well."
+    with in_turn():
+        dataset = _possible(exp, folder, device, root)
+        if exp.ood: judging_sets(exp, dataset, root)
+    return dataset
 
 # %% ../nbs/12_runs.ipynb #9286f590
 def load_or_distill(
@@ -201,8 +223,7 @@ def load_or_distill(
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
     if exp.method == "full": raise UserError("method = 'full' distils no set; choose dc, dsa, mtt or random")
     folder = Path(runs or runs_root())/run_name(exp)
-    dataset = _possible(exp, folder, device, root)
-    if exp.ood: judging_sets(exp, dataset, root)
+    dataset = _distillable(exp, folder, device, root)
     with _claimed(exp, folder): _distilled(exp, dataset, folder, Path(runs or runs_root()), device, root, progress, every)
     return Run(exp, folder)
 
@@ -217,9 +238,9 @@ def run_all(
 ) -> list:
     "The finished runs of all `exps`, in their order; those that are not stored are computed in parallel."
     exps, runs = list(exps), Path(runs or runs_root())
-    missing = [e for e in dict.fromkeys(exps) if not _finished(e, runs/run_name(e))]
+    missing = from_first(lambda: [e for e in dict.fromkeys(exps) if not _finished(e, runs/run_name(e))])
     workers = min(len(missing), workers or _workers_asked() or cores())
-    if missing and pick_device(device).type != "cpu": [load_or_run(e, runs, device, root, progress) for e in missing]
+    if missing and (size() > 1 or pick_device(device).type != "cpu"): [load_or_run(e, runs, device, root, progress) for e in missing]
     elif missing: _in_processes(missing, runs, workers, root, progress)
     return [load_or_run(e, runs, device, root) for e in exps]
 
@@ -265,7 +286,7 @@ def run_buffer(
     folder, device = Path(runs or runs_root())/buffer_name(exp, root), pick_device(device)
     dataset = prepared(exp, root)
     outlier_pool(exp, dataset, root) # before any process starts
-    workers = min(workers or _workers_asked() or cores(), len(missing_experts(exp, folder)))
+    workers = 1 if size() > 1 else min(workers or _workers_asked() or cores(), len(missing_experts(exp, folder)))
     if device.type == "cpu" and workers > 1: _experts_in_processes(exp, folder, workers, root, progress)
     return make_buffer(exp, folder, dataset, device, root, progress)
 

@@ -17,6 +17,7 @@ from .data import Dataset
 from .distillation import DistilledSet
 from .gradient_matching import sgd_epoch
 from .networks import Network, compiled, from_experiment, initialise
+from .ranks import first, gather, share, size
 
 # %% ../nbs/09_training.ipynb #dd5cf514
 def step_size(
@@ -59,7 +60,7 @@ def train(
     snapshots:int=0,    # states kept on the way, for select="best_on_test"
     progress:bool=True, # show a bar
 ) -> list:
-    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 5."
+    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 5. Processes that have joined (`trustdd.ranks`) share the networks, and each gets all."
     exp = exp or (source.experiment if isinstance(source, DistilledSet) else None)
     if exp is None: raise UserError("training on a whole data set needs exp, the recipe")
     n_nets, seed, device = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed, pick_device(device)
@@ -68,8 +69,8 @@ def train(
     shape = tuple(m.images.shape[1:])
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
-    bar = tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch")
-    with bar: nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
+    bar = tqdm(total=len(share(n_nets)) * exp.epochs, desc=f"training {n_nets} networks", disable=not (progress and first()), unit="epoch")
+    with bar: nets = _of_all(net, [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in share(n_nets)])
     for made in nets: made.made = dict(seed=seed, model=model or exp.model)
     return nets
 
@@ -96,3 +97,15 @@ def kept_epochs(
 ) -> list:
     "The epochs after which a snapshot is taken: the first, and so many evenly spaced ones up to the last."
     return sorted({1, *(round(epochs * (i + 1) / snapshots) for i in range(snapshots))} - {0}) if snapshots else []
+
+# %% ../nbs/09_training.ipynb #b54ae69b
+def _of_all(net, mine):
+    "The networks of all processes in order; those of others as copies of `net` with their weights."
+    if size() == 1: return mine
+    weights = lambda made: {name: v.cpu() for name, v in made.state_dict().items()}
+    def copied(state, history):
+        made = copy.deepcopy(net).eval()
+        made.load_state_dict(state)
+        made.history = history
+        return made
+    return [copied(*sent) for sent in gather([(weights(made), made.history) for made in mine])]

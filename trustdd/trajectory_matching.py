@@ -20,6 +20,7 @@ from .config import Experiment, stream
 from .data import Dataset
 from .gradient_matching import start as start_images, training_loss
 from .networks import from_experiment
+from .ranks import from_first
 
 # %% ../nbs/07_trajectory_matching.ipynb #58e71c16
 class Step(NamedTuple):
@@ -150,8 +151,10 @@ def iteration(
     "One iteration of trajectory matching (Cazenavette et al. 2022, algorithm 1). Raises `FloatingPointError` and leaves `state` as it was if α or the pixels stop making sense."
     it, g = state.iteration, stream(exp.seed, "trajectory", state.iteration)
     k, t = (int(torch.randint(n, (), generator=g)) for n in (exp.experts, exp.max_start_epoch))
-    theta, target = (buffer.snapshot(k, e).to(state.images.device) for e in (t, t + exp.expert_epochs))
-    loss, *gradients = trajectory_gradient(student, theta, target, state.images, state.outliers, state.lr, steps(exp, it, len(state.images), len(state.outliers)))
+    def here():
+        theta, target = (buffer.snapshot(k, e).to(state.images.device) for e in (t, t + exp.expert_epochs))
+        return trajectory_gradient(student, theta, target, state.images, state.outliers, state.lr, steps(exp, it, len(state.images), len(state.outliers)))
+    loss, *gradients = from_first(here, like=(state.lr, state.images, state.outliers, state.lr))
     tried = {}
     for name, speed, rate, gradient in zip(("images", "outliers", "lr"), ("velocity", "velocity_out", "velocity_lr"), (exp.lr_img, exp.lr_img, exp.lr_lr), gradients):
         if name == "outliers" and not exp.distill_outliers: continue

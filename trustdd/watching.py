@@ -14,6 +14,7 @@ from .data import Dataset, default_aux
 from .distillation import as_set
 from .evaluation import Report, collect_logits, outside_sets, report_from_logits
 from .poe import aux_images
+from .ranks import agree, first
 from .training import train
 
 # %% ../nbs/11_watching.ipynb #35f63411
@@ -50,7 +51,7 @@ def watch(
 ):
     "Look at the set and write down iteration, accuracy and mean AUROC (MSP) of each network, in percent."
     before = Path(file).read_text() if Path(file).exists() else ""
-    if state.iteration in [json.loads(l)["iteration"] for l in before.splitlines()]: return
+    if agree(state.iteration in [json.loads(l)["iteration"] for l in before.splitlines()]): return
     report = look(exp, state, dataset, device, root)
     auroc = [sum(v) / len(v) for v in zip(*(by["msp"]["auroc"] for by in report.ood_values.values()))]
-    atomic_write(file, before + json.dumps(dict(iteration=state.iteration, accuracy=report.accuracy, auroc=auroc)) + "\n")
+    if first(): atomic_write(file, before + json.dumps(dict(iteration=state.iteration, accuracy=report.accuracy, auroc=auroc)) + "\n")
