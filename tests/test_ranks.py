@@ -72,18 +72,19 @@ for name in ("gaussian", "skimage-text"): trustdd.data.load_ood(name, shape)
 trustdd.data.load_aux(trustdd.data.default_aux("digits"), shape)
 
 for line in sys.stdin:
-    groups, codes = [group(**request) for request in json.loads(line)], {}
-    ends = None # some time after the first failure the others are killed, as torchrun does
-    while len(codes) < sum(map(len, groups)):
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid: codes[pid] = os.waitstatus_to_exitcode(status)
-        if ends is None and any(codes.values()): ends = time.monotonic() + 3
-        if ends and time.monotonic() > ends: [os.kill(p, signal.SIGKILL) for pids in groups for p in pids if p not in codes]
+    groups, codes, stopped = [group(**request) for request in json.loads(line)], {}, set()
+    everybody, ends = {p for pids in groups for p in pids}, time.monotonic() + 300
+    while len(codes) < len(everybody):
+        pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        if pid and os.WIFSTOPPED(status): stopped.add(pid)
+        elif pid: codes[pid] = os.waitstatus_to_exitcode(status)
+        left = everybody - set(codes) # those that do not go on are killed when the others have ended, as torchrun would
+        if left and (left <= stopped or time.monotonic() > ends): [os.kill(p, signal.SIGKILL) for p in left]; stopped -= left
         time.sleep(0.01)
     print(json.dumps([[codes[p] for p in pids] for pids in groups]), flush=True)
 """
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-ENV = {**{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRUSTDD_TIMEOUT": "120"}
+ENV = {**{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRUSTDD_TIMEOUT": "400"}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def ask():
         return json.loads(server.stdout.readline())
     yield request
     server.stdin.close()
-    server.wait(timeout=20)
+    server.wait(timeout=200)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,13 @@ def said(store, process):
     "What a process wrote."
     log = Path(f"{store}.{process}.log")
     return log.read_text() if log.exists() else ""
+
+
+def ours(store, *processes):
+    "The lines of errors that processes wrote; what torch writes of its own stays out, but nobody may show a traceback."
+    text = "".join(said(store, r) for r in processes)
+    assert "Traceback" not in text
+    return [l for l in text.splitlines() if l.startswith("trustdd:")]
 
 
 def same(a, b, exp):
@@ -146,24 +154,24 @@ def test_killed_together_and_continued_by_fewer_or_more(ask, alone, tmp_path, ex
 
 
 def test_two_groups_that_ask_for_one_run_compute_it_once(ask, alone, tmp_path):
-    request = dict(processes=2, store=tmp_path/"runs", exps=[DSA["poe"]], notes=str(tmp_path/"notes"), environment=dict(TRUSTDD_TIMEOUT="30"))
+    request = dict(processes=2, store=tmp_path/"runs", exps=[DSA["poe"]], notes=str(tmp_path/"notes"), environment=dict(TRUSTDD_TIMEOUT="200"))
     assert ask(request, request) == [[0, 0], [0, 0]], said(tmp_path/"runs", 0)
     assert (tmp_path/"notes").read_text() == "run\n" and same(alone, tmp_path/"runs", DSA["poe"])
 
 
-@pytest.mark.parametrize("how, seconds", [("SIGKILL", 120), ("SIGSTOP", 3)])
+@pytest.mark.parametrize("how, seconds", [("SIGKILL", 400), ("SIGSTOP", 5)])
 def test_one_that_is_gone_or_stuck_ends_the_others(ask, tmp_path, how, seconds):
     store, began = tmp_path/"runs", time.monotonic()
     (status,) = ask(dict(processes=3, store=store, words=WORDS, die=(1, "gradient_matching.matching_step", 2, how, False), environment=dict(TRUSTDD_TIMEOUT=str(seconds))))
-    assert status == [1, -9, 1] and time.monotonic() - began < 60
-    lines = [l for r in (0, 2) for l in said(store, r).splitlines() if l.startswith("trustdd:")]
+    assert status == [1, -9, 1] and time.monotonic() - began < 200
+    lines = ours(store, 0, 2)
     assert len(lines) == 1 and "waits in vain" in lines[0]
 
 
 def test_processes_that_were_asked_for_different_things_refuse(ask, tmp_path):
     store = tmp_path/"runs"
     assert ask(dict(processes=2, store=store, words=WORDS, odd=["--lr-img", "0.7"])) == [[2, 2]]
-    lines = [l for r in (0, 1) for l in said(store, r).splitlines() if l.startswith("trustdd:")]
+    lines = ours(store, 0, 1)
     assert len(lines) == 1 and "process 1 has lr_img = 0.7, process 0 has 0.1" in lines[0]
 
 
@@ -174,11 +182,11 @@ def test_a_broken_checkpoint_is_one_line(ask, tmp_path):
     (checkpoint.parent/"checkpoint.safetensors").write_text("half of it")
     for r in (0, 1): Path(f"{store}.{r}.log").unlink()
     assert ask(dict(processes=2, store=store, words=WORDS)) == [[2, 2]]
-    lines = [l for r in (0, 1) for l in said(store, r).splitlines() if l.startswith("trustdd:")]
+    lines = ours(store, 0, 1)
     assert len(lines) == 1 and "checkpoint.safetensors" in lines[0]
 
 
-def torchrun(*words, seconds=120):
+def torchrun(*words, seconds=400):
     "Two processes of a module or a script, by torchrun."
     return subprocess.run([Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", "2", *map(str, words)], capture_output=True, text=True, env=ENV, cwd=ROOT, timeout=seconds)
 
@@ -198,8 +206,7 @@ def test_torchrun_starts_the_command_line(alone, tmp_path):
 def test_a_wrong_request_is_one_line_once(ask, tmp_path, words, what):
     store = tmp_path/"runs"
     assert ask(dict(processes=2, store=store, words=words)) == [[2, 2]]
-    told = said(store, 0) + said(store, 1)
-    assert told.count("\n") == 1 and told.startswith("trustdd: ") and what in told
+    assert len(lines := ours(store, 0, 1)) == 1 and what in lines[0]
 
 
 def test_torchrun_tells_a_wrong_request_once_and_fails(tmp_path):

@@ -185,7 +185,8 @@ def complain(
     except RuntimeError: pass # the notes went with the process that kept them: better said twice than never
     print(line, file=sys.stderr, flush=True)
     try:
-        if notes: notes.set("said", ""); notes.wait(heard, timedelta(seconds=2))
+        if notes: notes.set("said", "")
+        if notes and first(): notes.wait(heard, timedelta(seconds=5))
     except RuntimeError: pass # some are not there to hear it
 
 # %% ../nbs/01_ranks.ipynb #15367a8b
