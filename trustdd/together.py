@@ -100,7 +100,7 @@ def stacked_gradient(
     loss=stacked_loss,   # for the real side; possibly compiled
 ) -> tuple:
     "The sum of the distances of all shares, and its gradient for their images (k·per, C, H, W), in the shares' order."
-    total, pieces, per_class = 0, [], syn.unflatten(0, (net.head.out_features, -1))
+    total, pieces, per_class = syn.new_zeros(()), [syn[:0]], syn.unflatten(0, (net.head.out_features, -1))
     for share in shares:
         view = lambda x: stacked_augment(x, share.omegas, exp.align_corners)
         leaf = per_class.index_select(0, share.classes).requires_grad_()

@@ -96,7 +96,7 @@ def draw_plan(
     n, m, last = members.n_classes * exp.ipc, members.n_classes * exp.opc, step == exp.outer - 1
     fresh = from_experiment(exp, shape, members.n_classes, stream(exp.seed, "network", it)) if step == 0 else None
     return Plan(
-        tuple(t.detach() for t in states(fresh)) if fresh else (),
+        () if fresh is None else tuple(t.detach() for t in states(fresh)),
         torch.cat([real_rows(members, c, 16, key("batchnorm", c)) for c in range(members.n_classes)]) if members.normed else None,
         tuple(draw_images(exp, members, part, it, step) for part in parts),
         tuple(draw_outliers(exp, pool, part, it, step) for part in parts) if exp.opc and exp.distill_outliers else (),

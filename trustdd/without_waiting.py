@@ -9,6 +9,7 @@ __all__ = ['Training', 'record', 'Stage', 'set_stage', 'next_plan', 'renew', 'ma
 # %% ../nbs/05_without_waiting.ipynb #07e4b487
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -18,6 +19,7 @@ from .augment import Omega, augment
 from .config import Experiment
 from .data import Dataset
 from .gradient_matching import MatchingState, iteration, training_loss
+from .ranks import gather_rows, share, size
 from .stacked import stackable, stacked_loss
 from .together import classes_at_once, move, stacked_gradient, stacked_images
 from .transfers import Plan, draw_plan, kinds, send, states
@@ -66,7 +68,7 @@ def record(
             with torch.cuda.stream(own):
                 for _ in range(3): training.step(kind, place)
             torch.cuda.current_stream().wait_stream(own)
-            with torch.cuda.graph(graph, pool=pool, stream=own): training.step(kind, place)
+            with torch.cuda.graph(graph, pool=pool, stream=own, capture_error_mode="thread_local"): training.step(kind, place)
             training.recorded[kind] = place, graph
     with torch.no_grad():
         for t, value in zip(states(training.net), kept): t.copy_(value)
@@ -80,7 +82,7 @@ class Stage:
     members:object      # has `of_class`, indices on the CPU
     loss:object         # `stacked_loss`, possibly compiled
     training:Training   # of the network between matching steps
-    gather:object       # (total, gradient) of these classes to those of all, or None
+    gather:object       # (total, gradient, images per class) of these classes to those of all, or None
     thread:ThreadPoolExecutor # draws plans
     ahead:tuple=(None, None)  # which outer step's plan is being drawn, and the future that brings it
 
@@ -89,21 +91,26 @@ def set_stage(
     exp:Experiment, dataset:Dataset, pool, state:MatchingState, net, fast, device, # as for `iteration`
     recorded:bool=None, # replay training steps from recordings; if None, on an NVIDIA GPU
     at_once:int=None,   # how many classes to match together; as many as memory allows if None
-    classes:list=None,  # those of this process; all if None
-    gather=None,        # gather(total, gradient): the same of all classes, in their order
+    classes:list=None,  # those of this process; its share if None
+    gather=None,        # gather(total, gradient, per): the same of all classes, in their order; as `trustdd.ranks` does if None
 ) -> Stage:
     "Prepare iterations on a device."
     device, n, cuda = torch.device(device), dataset.n_classes, torch.device(device).type == "cuda"
-    per, mine = max(exp.ipc, exp.opc), torch.tensor(range(n) if classes is None else classes)
+    per, mine = max(exp.ipc, exp.opc), torch.tensor(share(n) if classes is None else classes, dtype=torch.int64)
     at_once = at_once or classes_at_once(net, dataset.shape, exp.batch_real, per, _free(device) if cuda else 2**35)
     of_class, normed = [dataset.of_class(c).cpu() for c in range(n)], any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
     for d in (dataset, pool.dataset) if pool else (dataset,): d.normalise(dataset.images[:1], device) # sends its constants
     labels = torch.arange(n, device=device).repeat_interleave(exp.ipc)
     training = Training(net, fast, state.images, labels, state.outliers, exp)
     if (cuda if recorded is None else recorded) and exp.inner and exp.outer > 1: record(training)
-    return Stage(exp, dataset, pool, state, net, device, [part.tolist() for part in mine.tensor_split(-(-len(mine) // at_once))],
+    parts = [part.tolist() for part in mine.tensor_split(max(1, -(-len(mine) // at_once))) if len(part)]
+    return Stage(exp, dataset, pool, state, net, device, parts,
                  SimpleNamespace(of_class=of_class.__getitem__, n_classes=n, normed=normed),
-                 stacked_loss if fast is net else torch.compile(stacked_loss), training, gather, ThreadPoolExecutor(1))
+                 stacked_loss if fast is net else torch.compile(stacked_loss), training, gather or (partial(_from_all, n) if size() > 1 else None), ThreadPoolExecutor(1))
+
+def _from_all(n, total, gradient, per):
+    "The sum of all processes' distances, and their gradients end to end, of n classes."
+    return gather_rows(total.view(1), size()).sum(), gather_rows(gradient, n, per)
 
 def _free(device):
     "Bytes that can still be had on a GPU."
@@ -137,18 +144,19 @@ def match_side(stage:Stage, shares:tuple, outliers:bool) -> Tensor:
     images, normalise = (stage.pool.images, stage.pool.dataset.normalise) if outliers else (stage.dataset.images, stage.dataset.normalise)
     real = lambda share: stacked_images(images, share.rows, normalise, share.corruptions, share.weight.shape[1])
     total, gradient = stacked_gradient(stage.net, syn, shares, real, exp, outliers, stage.loss)
-    if stage.gather: total, gradient = stage.gather(total, gradient)
+    if stage.gather: total, gradient = stage.gather(total, gradient, len(syn) // stage.dataset.n_classes)
     move(syn, velocity, gradient, exp)
     return total / stage.dataset.n_classes
 
 def outer_steps(stage:Stage, it:int) -> Tensor:
     "All outer steps of iteration `it`; the sums of both matching losses, (2,), on the device. Waits for nothing."
-    losses = []
-    for step in range(stage.exp.outer):
+    exp, losses = stage.exp, []
+    for step in range(exp.outer):
         plan = next_plan(stage, it, step)
         renew(stage, plan)
         inside = match_side(stage, plan.images, False)
-        losses.append(torch.stack((inside, match_side(stage, plan.outliers, True) if plan.outliers else torch.zeros_like(inside))))
+        outside = match_side(stage, plan.outliers, True) if exp.opc and exp.distill_outliers else torch.zeros_like(inside)
+        losses.append(torch.stack((inside, outside)))
         stage.net.train()
         for kind, packet in plan.epochs: stage.training(kind, packet)
     return torch.stack(losses).sum(0)
