@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ALWAYS', 'WITH', 'BLOCK', 'expert_fields', 'buffer_name', 'flatten', 'fill', 'unflatten', 'draw_outliers', 'batches',
            'real_images', 'train_epoch', 'stacked_epoch', 'at_once', 'folder_parts', 'Writer', 'one_thread', 'Course',
-           'course', 'train_experts', 'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done']
+           'course', 'train_experts', 'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done',
+           'too_late']
 
 # %% ../nbs/06_buffers.ipynb #2a7d5f4f
 import json, os, shutil, time, zlib
@@ -21,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 from .augment import augment, draw
+from .budget import Laps, acquire, lapped, out_of_time
 from .config import Experiment, UserError, atomic_write, data_name, digest, stream, to_dict, writable
 from .data import Dataset, image_stamp, prepared
 from .gradient_matching import training_loss
@@ -234,13 +236,16 @@ def train_experts(
     c:Course,       # from `course`
     folder,         # the buffer
     on_epoch=None,  # called after each epoch of each expert
+    laps=None,      # measures epochs; its own if None
 ):
-    "Train the experts `ks`, or go on training them; each ends as a file in `folder`. Raises `FloatingPointError` if one diverges."
+    "Train the experts `ks`, or go on training them; each ends as a file in `folder`. Raises `FloatingPointError` if one diverges, `OutOfTime` between two epochs."
+    laps = laps or Laps()
     writers = [Writer(folder, k, exp.train_epochs, flatten(c.net).numel(), dict(fields=expert_fields(exp), expert=k)) for k in ks]
     for k, w in zip(ks, writers):
         if not w.done: w.append(flatten(initialise(c.net, stream(exp.expert_seed, "expert", k))))
     thetas = [w.last().to(c.labels.device) for w in writers]
     for epoch in range(min(w.done for w in writers) - 1, exp.train_epochs):
+        if not laps.next(): raise too_late(exp, folder)
         going, began = [i for i, w in enumerate(writers) if w.done == epoch + 1], time.perf_counter()
         steps = [batches(exp, c.real, c.labels, c.pool, ks[i], epoch) for i in going]
         for i, theta, loss in zip(going, *_advance(c.net, c.fast, [thetas[i] for i in going], steps, exp)):
@@ -248,6 +253,7 @@ def train_experts(
             thetas[i] = theta
             writers[i].append(theta, loss, round((time.perf_counter() - began) / len(going), 2))
             if on_epoch: on_epoch()
+    lapped()
 
 # %% ../nbs/06_buffers.ipynb #bf3e8464
 def _advance(net, fast, thetas, steps, exp):
@@ -279,11 +285,11 @@ def make_buffer(
             atomic_write(folder/"buffer.json", json.dumps(dict(fields=expert_fields(exp, root), source=dataset.source), indent=1, sort_keys=True) + "\n")
         pool = outlier_pool(_as_expert(exp), dataset, root, device)
         with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not progress) as bar, one_thread(device):
-            c = course(exp, dataset, pool, device)
+            c, laps = course(exp, dataset, pool, device), Laps()
             for wait in (False, True):
                 for ks in _groups(missing, at_once(exp, device)):
                     with _held(folder, ks, wait) as mine:
-                        if mine: train_experts(exp, mine, c, folder, bar.update)
+                        if mine: train_experts(exp, mine, c, folder, bar.update, laps)
     return Buffer(folder, exp)
 
 def missing_experts(exp:Experiment, folder) -> list:
@@ -311,7 +317,7 @@ def _held(folder, ks, wait):
     try:
         for k in ks:
             lock = FileLock(folder/f".expert{k:03d}.lock")
-            try: lock.acquire(timeout=-1 if wait else 0)
+            try: acquire(lock, f"expert {k} in {folder}") if wait else lock.acquire(timeout=0)
             except Timeout: continue
             locks.append(lock)
             if not _file(folder, k).exists(): mine.append(k)
@@ -374,3 +380,8 @@ def epochs_done(
 ) -> int:
     "How many epochs of experts it holds, finished ones and those under way."
     return sum(max(len(p.read_text().splitlines()) - 1, 0) for p in Path(folder).glob("expert*.jsonl"))
+
+def too_late(exp:Experiment, folder):
+    "The exception that says how many epochs of the experts of `exp` are done."
+    total = exp.experts * exp.train_epochs
+    return out_of_time(f"experts {exp.dataset} {exp.outliers}", min(epochs_done(folder), total), total, "epochs")

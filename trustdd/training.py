@@ -6,7 +6,7 @@
 __all__ = ['step_size', 'Material', 'material', 'train', 'kept_epochs']
 
 # %% ../nbs/09_training.ipynb #936647e1
-import copy
+import copy, time
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
 from .distillation import DistilledSet
 from .gradient_matching import sgd_epoch
+from .keeping import Shelf, description
 from .networks import Network, compiled, from_experiment, initialise
 
 # %% ../nbs/09_training.ipynb #dd5cf514
@@ -58,8 +59,10 @@ def train(
     model:str=None,     # another network than the experiment's
     snapshots:int=0,    # states kept on the way, for select="best_on_test"
     progress:bool=True, # show a bar
+    keep=None,          # a folder for the networks of an unfinished training; None keeps nothing, and then it cannot be stopped
+    every:float=30,     # seconds between two writings of a network under way
 ) -> list:
-    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 5."
+    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, `.made`, its seed and model, and `.seconds` that it took. Ma et al. 2024, section 5."
     exp = exp or (source.experiment if isinstance(source, DistilledSet) else None)
     if exp is None: raise UserError("training on a whole data set needs exp, the recipe")
     n_nets, seed, device = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed, pick_device(device)
@@ -68,18 +71,22 @@ def train(
     shape = tuple(m.images.shape[1:])
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
+    shelf = Shelf(keep, keep and description(exp, seed, model, m.lr, m.images, m.labels, m.outliers), every)
     bar = tqdm(total=n_nets * exp.epochs, desc=f"training {n_nets} networks", disable=not progress, unit="epoch")
-    with bar: nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar) for k in range(n_nets)]
+    with bar: nets = [_train_one(net, fast, m, exp, seed, k, snapshots, bar, shelf) for k in range(n_nets)]
     for made in nets: made.made = dict(seed=seed, model=model or exp.model)
     return nets
 
 # %% ../nbs/09_training.ipynb #0065beeb
-def _train_one(net, fast, m, exp, seed, k, snapshots, bar):
+def _train_one(net, fast, m, exp, seed, k, snapshots, bar, shelf=Shelf()):
     initialise(net, stream(seed, "evaluation", k)).train()
     lr = m.lr or exp.lr_eval
     optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=exp.momentum_eval, weight_decay=exp.weight_decay)
-    keep, history = kept_epochs(exp.epochs, snapshots), []
-    for epoch in range(exp.epochs):
+    keep, (done, history, before) = kept_epochs(exp.epochs, snapshots), shelf.take(k, net, optimiser)
+    began = time.perf_counter() - before
+    bar.update(done)
+    for epoch in range(done, exp.epochs):
+        shelf.between(k, epoch, exp.epochs, time.perf_counter() - began, net, optimiser, history)
         optimiser.param_groups[0]["lr"] = step_size(epoch, exp.epochs, lr)
         sgd_epoch(fast, optimiser, m.images, m.labels, m.outliers, stream(seed, "training", k, epoch), exp, exp.batch_eval, m.normalise)
         if epoch + 1 in keep: history.append(dict(epoch=epoch + 1, state={n: v.detach().cpu().clone() for n, v in net.state_dict().items()}))
@@ -87,7 +94,8 @@ def _train_one(net, fast, m, exp, seed, k, snapshots, bar):
     made = copy.deepcopy(net).eval()
     if not all(p.isfinite().all() for p in made.parameters()):
         raise FloatingPointError(f"network {k} has weights that are not finite; its step size was {lr:.3g}; try a smaller one (lr_eval; with mtt, another lr_lr or more iterations)")
-    made.history = history
+    made.history, made.seconds = history, time.perf_counter() - began if done < exp.epochs else before
+    if done < exp.epochs: shelf.put(k, exp.epochs, made.seconds, net, optimiser, history)
     return made
 
 def kept_epochs(

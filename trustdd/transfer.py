@@ -6,12 +6,13 @@
 __all__ = ['TRAINED', 'changed', 'refusal', 'transfer', 'transfers']
 
 # %% ../nbs/12_transfer.ipynb #3e5115ae
-import json
+import json, shutil
 from pathlib import Path
 
 from filelock import FileLock
 from tqdm import tqdm
 
+from .budget import Laps, OutOfTime, heed, lapped, waited
 from .config import Experiment, UserError, atomic_write, check_choice, digest, pick_device, stream, to_dict, writable
 from .data import prepared
 from .evaluation import Report, collect_logits, report_from_logits
@@ -58,7 +59,8 @@ def transfer(
     if exp == run.exp: return run.report
     differs, folder = _place(run, exp)
     if not (folder/"report.json").exists():
-        with FileLock(writable(folder)/".lock"):
+        if not Laps().next(): raise OutOfTime(f"{folder}: not begun")
+        with waited(FileLock(writable(folder)/".lock"), folder):
             if not (folder/"report.json").exists(): _judge(run, exp, differs, folder, device, root, progress)
     return Report.load(folder)
 
@@ -69,12 +71,15 @@ def _place(run, exp):
 
 def _judge(run, exp, differs, folder, device, root, progress):
     dataset, device, syn = prepared(exp, root), pick_device(device), run.distilled
-    with _threads(syn.provenance["threads"]): nets = train(syn, device=device, exp=exp, progress=progress)
+    with _threads(syn.provenance["threads"]): nets = train(syn, device=device, exp=exp, progress=progress, keep=folder/"training")
+    if not Laps().next(): raise OutOfTime(f"{folder}: {len(nets)} of {len(nets)} networks trained, to be judged")
     images, sources = judging_sets(exp, dataset, root)
     made = {k: v for k, v in syn.provenance.items() if k != "experiment"}
     logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources, experiment=to_dict(run.exp), run=dict(distilled=made, networks=nets[0].made | differs))
     atomic_write(folder/"config.json", json.dumps(differs, indent=1) + "\n")
     report_from_logits(logits).save(folder)
+    shutil.rmtree(folder/"training", ignore_errors=True)
+    lapped()
 
 # %% ../nbs/12_transfer.ipynb #7e23656a
 def transfers(
@@ -95,7 +100,7 @@ def _in_parallel(wanted, workers, root, progress):
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
     heavy = lambda pair: ("resnet18", "vgg11", "alexnet", "convnet", "lenet", "mlp").index(pair[1].get("model", "convnet"))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=heed) as pool:
         jobs = [pool.submit(_one, to_dict(run.exp), str(run.folder), root and str(root), changes) for run, changes in sorted(wanted, key=heavy)]
         for job in tqdm(as_completed(jobs), total=len(jobs), desc=f"networks, {workers} at a time", disable=not progress): _or_stop(pool, job)
 
