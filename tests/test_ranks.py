@@ -153,6 +153,25 @@ def test_killed_together_and_continued_by_fewer_or_more(ask, alone, tmp_path, ex
     assert same(alone, tmp_path/"fewer", exp) and same(alone, tmp_path/"more", exp)
 
 
+@pytest.mark.parametrize("exp, more", [(DSA["poe"], ""), (MTT, "--method mtt --experts 3 --train-epochs 3 --expert-epochs 2 --max-start-epoch 2")], ids=["dsa", "mtt"])
+def test_out_of_time_all_stop_and_the_same_command_continues(ask, alone, tmp_path, exp, more):
+    "A lap of each process at a time; one line says so."
+    words = f"run --dataset digits --preset smoke --outliers poe --ipc 1 --iterations 3 --n-nets 3 --epochs 2 --n-test 20 --ood gaussian,skimage-text --device cpu --time-budget 0.001 {more}".split()
+    store, statuses = tmp_path/"runs", []
+    while not statuses or statuses[-1] == [75, 75] and len(statuses) < 30: statuses += ask(dict(processes=2, store=store, words=words))
+    assert statuses[-1] == [0, 0] and len(statuses) > 4, (statuses, said(store, 0) + said(store, 1))
+    assert (said(store, 0) + said(store, 1)).count("trustdd: out of time") == len(statuses) - 1
+    assert same(alone, store, exp)
+
+
+def test_sigterm_stops_all_after_the_same_iteration(ask, alone, tmp_path):
+    store, exp, words = tmp_path/"runs", DSA["poe"], [*WORDS, *"--n-nets 3 --epochs 2 --n-test 20 --ood gaussian,skimage-text".split()]
+    assert ask(dict(processes=2, store=store, words=words, die=(0, "gradient_matching.matching_step", 1, "SIGTERM", True))) == [[75, 75]], said(store, 0) + said(store, 1)
+    assert load_checkpoint(store/run_name(exp)/"checkpoint.safetensors", exp, "cpu")[0].iteration == 1
+    assert ask(dict(processes=2, store=store, words=words)) == [[0, 0]], said(store, 0) + said(store, 1)
+    for name in ("distilled.safetensors", "config.json"): assert (store/run_name(exp)/name).read_bytes() == (alone/run_name(exp)/name).read_bytes()
+
+
 def test_two_groups_that_ask_for_one_run_compute_it_once(ask, alone, tmp_path):
     request = dict(processes=2, store=tmp_path/"runs", exps=[DSA["poe"]], notes=str(tmp_path/"notes"), environment=dict(TRUSTDD_TIMEOUT="200"))
     assert ask(request, request) == [[0, 0], [0, 0]], said(tmp_path/"runs", 0)

@@ -130,13 +130,13 @@ def same(folder, other):
 
 
 # Every file is written beside, forced to the disk (fsync) and renamed. In order: a probe without a name, the configuration,
-# four checkpoints, the losses, the set, the logits, the table, the report. A matching step is one call for each class and side.
+# four checkpoints, the losses, the set, the network after each epoch, the logits, the table, the report. A matching step is one call for each class and side.
 MATCHES = 2 * 10 * EXP.outer
-FILES = ("config", "checkpoint 1", "checkpoint 2", "checkpoint 3", "checkpoint 4", "log", "distilled", "logits", "scores", "ood", "report")
+FILES = ("config", "checkpoint 1", "checkpoint 2", "checkpoint 3", "checkpoint 4", "log", "distilled", "network 1", "network 2", "network 3", "logits", "scores", "ood", "report")
 MOMENTS = {
     "in the probe": ("os", "fsync", 1),
     **{f"before {name} is on the disk": ("os", "fsync", FILES.index(name) + 2) for name in ("config", "checkpoint 1", "distilled", "report")},
-    **{f"before {name} is renamed": ("os", "replace", FILES.index(name) + 1) for name in FILES if name != "checkpoint 3"},
+    **{f"before {name} is renamed": ("os", "replace", FILES.index(name) + 1) for name in FILES if name not in ("checkpoint 3", "network 1")},
     "in the first iteration": ("gradient_matching", "match", 7),
     "in the third iteration": ("gradient_matching", "match", 2 * MATCHES + 7),
     "with the set there": ("runs", "train", 1),
@@ -162,7 +162,7 @@ def test_killed_again_and_again(ask, straight, tmp_path):
     for number in itertools.count(3):
         status, = ask(dict(store=tmp_path, die=("os", "replace", number)))
         if status == 0: break
-        assert status == -signal.SIGKILL and number < 13
+        assert status == -signal.SIGKILL and number < 16
     assert number > 5
     same(tmp_path/run_name(EXP), straight)
 
@@ -311,9 +311,9 @@ def same_all(store, other, exp=MTT):
 
 
 # Renamed in order: the configuration, the buffer's own, and for each expert its head, its empty log and at last the expert itself; then
-# checkpoints, log, set, logits, table and report. Forced to the disk besides: two probes, and each row and line of an expert. An expert has
+# checkpoints, log, set, network, logits, table and report. Forced to the disk besides: two probes, and each row and line of an expert. An expert has
 # a row and a line before training and for each epoch. A student of N steps takes N - 1 gradients forwards and N backwards in each iteration.
-MTT_FILES = ("config", "buffer", "head 0", "log 0", "expert 0", "head 1", "log 1", "expert 1", "checkpoint 1", "checkpoint 2", "checkpoint 3", "checkpoint 4", "log", "distilled", "logits", "scores", "ood", "report")
+MTT_FILES = ("config", "buffer", "head 0", "log 0", "expert 0", "head 1", "log 1", "expert 1", "checkpoint 1", "checkpoint 2", "checkpoint 3", "checkpoint 4", "log", "distilled", "network 1", "network 2", "network 3", "logits", "scores", "ood", "report")
 GRADIENTS = 2 * MTT.syn_steps - 1
 MTT_MOMENTS = {
     **{f"before {name} is renamed": ("os", "replace", MTT_FILES.index(name) + 1) for name in (*MTT_FILES[1:9], "distilled")},

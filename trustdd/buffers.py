@@ -6,7 +6,7 @@
 __all__ = ['ALWAYS', 'WITH', 'BLOCK', 'expert_fields', 'buffer_name', 'flatten', 'fill', 'unflatten', 'draw_outliers', 'batches',
            'real_images', 'train_epoch', 'gradients_of_stack', 'side_by_side', 'stacked_epoch', 'Recorded', 'recorded',
            'at_once', 'even_groups', 'folder_parts', 'Writer', 'one_thread', 'Course', 'course', 'train_experts',
-           'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done']
+           'make_buffer', 'missing_experts', 'Buffer', 'stored_buffers', 'epochs_done', 'too_late']
 
 # %% ../nbs/06_buffers.ipynb #2a7d5f4f
 import json, os, shutil, time, zlib
@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from .allocator import keep_memory
 from .augment import augment, draw
+from .budget import Laps, acquire, lapped, out_of_time
 from .config import Experiment, UserError, atomic_write, data_name, digest, stream, to_device, to_dict, writable
 from .data import Dataset, image_stamp, prepared
 from .gradient_matching import omega_on, training_loss
 from .networks import compiled, from_experiment, initialise
 from .poe import outlier_pool
-from .ranks import first, size
+from .ranks import first, size, stopped_together
 
 # %% ../nbs/06_buffers.ipynb #13200da8
 ALWAYS = ("dataset", "outliers", "strategy", "align_corners", "zca", "holdout", "model", "width", "depth", "norm", "act", "pool", "train_epochs", "lr_teacher", "batch_train", "expert_seed")
@@ -296,13 +297,16 @@ def train_experts(
     c:Course,       # from `course`
     folder,         # the buffer
     on_epoch=None,  # called after each epoch of each expert
+    laps=None,      # measures epochs; its own if None
 ):
-    "Train the experts `ks`, or go on training them; each ends as a file in `folder`. Raises `FloatingPointError` if one diverges."
+    "Train the experts `ks`, or go on training them; each ends as a file in `folder`. Raises `FloatingPointError` if one diverges, `OutOfTime` between two epochs."
+    laps = laps or Laps()
     writers = [Writer(folder, k, exp.train_epochs, flatten(c.net).numel(), dict(fields=expert_fields(exp), expert=k)) for k in ks]
     for k, w in zip(ks, writers):
         if not w.done: w.append(flatten(initialise(c.net, stream(exp.expert_seed, "expert", k))))
     thetas = [w.last().to(c.labels.device) for w in writers]
     for epoch in range(min(w.done for w in writers) - 1, exp.train_epochs):
+        if not laps.next(): raise too_late(exp, folder)
         going, began = [i for i, w in enumerate(writers) if w.done == epoch + 1], time.perf_counter()
         steps = [batches(exp, c.real, c.labels, c.pool, ks[i], epoch) for i in going]
         for i, theta, loss in zip(going, *_advance(c, [thetas[i] for i in going], steps)):
@@ -310,6 +314,7 @@ def train_experts(
             thetas[i] = theta
             writers[i].append(theta, loss, round((time.perf_counter() - began) / len(going), 2))
             if on_epoch: on_epoch()
+    lapped()
 
 # %% ../nbs/06_buffers.ipynb #bf3e8464
 def _advance(c, thetas, steps):
@@ -333,21 +338,24 @@ def make_buffer(
 ) -> "Buffer":
     "The buffer with at least `exp.experts` experts; those missing are trained, beside other processes that do the same."
     keep_memory()
-    folder, missing = Path(folder), missing_experts(exp, folder)
-    if missing:
-        dataset = dataset or prepared(exp, root)
-        _room(exp, folder, dataset, len(missing))
-        with FileLock(folder/".lock"):
-            for half in folder_parts(folder, "buffer.json"): half.unlink(missing_ok=True)
-            atomic_write(folder/"buffer.json", json.dumps(dict(fields=expert_fields(exp, root), source=dataset.source), indent=1, sort_keys=True) + "\n")
-        pool = outlier_pool(_as_expert(exp), dataset, root, device)
-        with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not (progress and first())) as bar, one_thread(device):
-            c = course(exp, dataset, pool, device)
-            for wait in (False, True):
-                for ks in ([missing[i] for i in group] for group in even_groups(len(missing), min(at_once(exp, device), -(-len(missing) // size())))):
-                    with _held(folder, ks, wait) as mine:
-                        if mine: train_experts(exp, mine, c, folder, bar.update)
+    folder = Path(folder)
+    with stopped_together(): _train_missing(exp, folder, missing_experts(exp, folder), dataset, device, root, progress)
     return Buffer(folder, exp)
+
+def _train_missing(exp, folder, missing, dataset, device, root, progress):
+    if not missing: return
+    dataset = dataset or prepared(exp, root)
+    _room(exp, folder, dataset, len(missing))
+    with FileLock(folder/".lock"):
+        for half in folder_parts(folder, "buffer.json"): half.unlink(missing_ok=True)
+        atomic_write(folder/"buffer.json", json.dumps(dict(fields=expert_fields(exp, root), source=dataset.source), indent=1, sort_keys=True) + "\n")
+    pool = outlier_pool(_as_expert(exp), dataset, root, device)
+    with tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}", unit="epoch", disable=not (progress and first())) as bar, one_thread(device):
+        c, laps = course(exp, dataset, pool, device), Laps()
+        for wait in (False, True):
+            for ks in ([missing[i] for i in group] for group in even_groups(len(missing), min(at_once(exp, device), -(-len(missing) // size())))):
+                with _held(folder, ks, wait) as mine:
+                    if mine: train_experts(exp, mine, c, folder, bar.update, laps)
 
 def missing_experts(exp:Experiment, folder) -> list:
     "The numbers of the experts that `folder` lacks."
@@ -372,7 +380,7 @@ def _held(folder, ks, wait):
     try:
         for k in ks:
             lock = FileLock(folder/f".expert{k:03d}.lock")
-            try: lock.acquire(timeout=-1 if wait else 0)
+            try: acquire(lock, f"expert {k} in {folder}") if wait else lock.acquire(timeout=0)
             except Timeout: continue
             locks.append(lock)
             if not _file(folder, k).exists(): mine.append(k)
@@ -435,3 +443,8 @@ def epochs_done(
 ) -> int:
     "How many epochs of experts it holds, finished ones and those under way."
     return sum(max(len(p.read_text().splitlines()) - 1, 0) for p in Path(folder).glob("expert*.jsonl"))
+
+def too_late(exp:Experiment, folder):
+    "The exception that says how many epochs of the experts of `exp` are done."
+    total = exp.experts * exp.train_epochs
+    return out_of_time(f"experts {exp.dataset} {exp.outliers}", min(epochs_done(folder), total), total, "epochs")

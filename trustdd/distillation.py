@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 import trustdd
 from .allocator import keep_memory
+from .budget import Laps, OutOfTime, out_of_time
 from .buffers import buffer_name, make_buffer
 from .config import Experiment, UserError, atomic_write, data_root, pick_device, project_root, runs_root, to_dict
 from .data import Dataset, load_dataset, prepared
 from .gradient_matching import MatchingState, gradient_matching, start
 from .networks import arithmetic, precision
 from .poe import outlier_pool
-from .ranks import alike, first, from_first, in_turn, size
+from .ranks import agree, alike, first, from_first, in_turn, size
 from .trajectory_matching import TrajectoryState, start as start_trajectories, trajectory_matching
 from .without_waiting import iteration_for
 
@@ -226,6 +227,9 @@ def _method(exp, dataset, pool, device, buffer, root, progress):
 def _match(method, exp, device, checkpoint, every, on_step, progress):
     (begin, loop), threads, last = method, torch.get_num_threads(), time.monotonic()
     state, kept = _kept(exp, device, checkpoint) or (begin(), from_first(torch.get_num_threads))
+    laps = Laps(state.seconds / max(state.iteration, 1))
+    def in_time():
+        if checkpoint and not agree(laps.next()) and state.iteration < exp.iterations: raise out_of_time(f"{exp.dataset} {exp.method} {exp.outliers} ipc {exp.ipc} seed {exp.seed}", state.iteration, exp.iterations, "iterations")
     bar = tqdm(total=exp.iterations, initial=state.iteration, desc=f"{exp.method} {exp.outliers} ipc {exp.ipc} seed {exp.seed}", disable=not (progress and first()), unit="it")
     def after(state):
         nonlocal last, clock, calling
@@ -235,11 +239,17 @@ def _match(method, exp, device, checkpoint, every, on_step, progress):
         if on_step: on_step(state)
         calling = False
         if checkpoint and time.monotonic() - last >= every: save_checkpoint(state, exp, checkpoint); last = time.monotonic()
+        in_time()
         clock = time.monotonic()
     torch.set_num_threads(kept)
     clock, calling = time.monotonic(), False
     try:
-        with bar: return loop(state=state, on_step=after), kept
+        with bar:
+            in_time()
+            return loop(state=state, on_step=after), kept
+    except OutOfTime:
+        if checkpoint: from_first(lambda: save_checkpoint(state, exp, checkpoint))
+        raise
     except FloatingPointError:
         if checkpoint and exp.method == "mtt" and not calling: from_first(lambda: save_checkpoint(state, exp, checkpoint))
         raise

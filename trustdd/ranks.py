@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Group', 'rank', 'size', 'first', 'patience', 'joined', 'share', 'gather', 'gather_rows', 'barrier', 'from_first',
-           'agree', 'alike', 'in_turn', 'quiet', 'complain', 'own_device']
+           'agree', 'alike', 'in_turn', 'quiet', 'complain', 'own_device', 'stopped_together']
 
 # %% ../nbs/01_ranks.ipynb #e36ba9d8
 import os, sys, warnings
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from .budget import OutOfTime
 from .config import UserError, pick_device
 
 # %% ../nbs/01_ranks.ipynb #d10f6d1b
@@ -202,3 +203,12 @@ def own_device(
     if local >= here: raise UserError(f"process {rank()} is number {local + 1} on a machine with {here} GPUs; start one for each (torchrun --nproc-per-node {here}), or choose device = 'cpu'")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+# %% ../nbs/01_ranks.ipynb #ee6407bb
+@contextmanager
+def stopped_together():
+    "Inside, each process works by itself; if one of them raises `OutOfTime`, all do in the end."
+    late = ""
+    try: yield
+    except OutOfTime as e: late = str(e) or "out of time"
+    if said := [line for line in gather([late]) if line]: raise OutOfTime(said[0])

@@ -7,7 +7,7 @@ __all__ = ['Run', 'compute', 'load_or_run', 'needs_experts', 'load_or_distill', 
            'run_buffer', 'stored', 'publish', 'add_scores']
 
 # %% ../nbs/12_runs.ipynb #78d95cbb
-import json, os, time
+import json, os, shutil, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .buffers import Buffer, buffer_name, epochs_done, make_buffer, missing_experts
+from .budget import Laps, OutOfTime, heed, lapped, taken
+from .buffers import Buffer, buffer_name, epochs_done, make_buffer, missing_experts, too_late
 from .config import Experiment, UserError, atomic_write, pick_device, run_name, runs_root, to_dict, writable
 from .data import image_stamp, prepared
 from .distillation import DistilledSet, as_set, begin, check_same, distill, load_checkpoint, provenance
@@ -25,7 +26,7 @@ from .evaluation import Logits, Report, collect_logits, report_from_logits
 from .gradient_matching import start
 from .ood import ood_metrics
 from .poe import outlier_pool
-from .ranks import agree, barrier, first, from_first, in_turn, patience, size
+from .ranks import agree, barrier, first, from_first, in_turn, share, size
 from .statistics import Scores, scores_of
 from .training import train
 from .watching import judging_sets, watch
@@ -70,12 +71,13 @@ def compute(
     every:float=30,     # seconds between checkpoints while distilling
 ):
     "Distil, train and judge, writing each result into `folder`; what is there already is not made again."
-    dataset, began = prepared(exp, root), time.perf_counter()
+    dataset = prepared(exp, root)
     source, distilling = (dataset, 0) if exp.method == "full" else _distilled(exp, dataset, folder, runs, device, root, progress, every)
-    device, began = pick_device(device), time.perf_counter()
+    device = pick_device(device)
     made = provenance(exp, dataset, device) if source is dataset else source.provenance
-    with _threads(made["threads"]): nets = train(source, device=device, exp=exp, progress=progress)
-    seconds = dict(distilling=round(distilling, 1), training=round(time.perf_counter() - began, 1))
+    with _threads(made["threads"]): nets = train(source, device=device, exp=exp, progress=progress, keep=folder/"training", every=every)
+    seconds = dict(distilling=round(distilling, 1), training=round(max(sum(nets[k].seconds for k in share(len(nets), r)) for r in range(size())), 1))
+    if not agree(Laps().next()): raise OutOfTime(f"{run_name(exp)}: {len(nets)} of {len(nets)} networks trained, to be judged")
     images, sources = judging_sets(exp, dataset, root)
     logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources, experiment=to_dict(exp),
         run=dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds, **dict(processes=size()) if size() > 1 else {}))
@@ -83,6 +85,8 @@ def compute(
     logits.save(folder/"logits.safetensors")
     scores_of(logits).save(folder/"scores.safetensors")
     report_from_logits(logits).save(folder)
+    shutil.rmtree(folder/"training", ignore_errors=True)
+    lapped()
 
 # %% ../nbs/12_runs.ipynb #e0977322
 @contextmanager
@@ -97,11 +101,14 @@ def _distilled(exp, dataset, folder, runs, device, root, progress, every):
     "The distilled set of `exp`, made or found, and the seconds that its iterations took."
     file, checkpoint, log = (folder/name for name in ("distilled.safetensors", "checkpoint.safetensors", "log.jsonl"))
     if agree(file.exists()): return from_first(lambda: (_found(exp, file, checkpoint), _seconds(log)))
-    last = [from_first(lambda: load_checkpoint(checkpoint, exp, "cpu")[0] if checkpoint.exists() else None)] # perhaps it has all iterations
+    state, kept = from_first(lambda: load_checkpoint(checkpoint, exp, "cpu") if checkpoint.exists() else (None, 0)) # perhaps it has all iterations
+    last = [state]
     def keep(state):
         last[0] = state
         if state.iteration in exp.watch: watch(exp, state, dataset, folder/"dynamics.jsonl", device, root)
-    if 0 in exp.watch: watch(exp, begin(exp, dataset, outlier_pool(exp, dataset, root)), dataset, folder/"dynamics.jsonl", device, root)
+    if state:
+        with _threads(kept): keep(state) # the time may have been over in the middle of this look
+    elif 0 in exp.watch: watch(exp, begin(exp, dataset, outlier_pool(exp, dataset, root)), dataset, folder/"dynamics.jsonl", device, root)
     syn = distill(exp, dataset, device, root, checkpoint, every, keep, progress, runs/buffer_name(exp, root) if exp.method == "mtt" else None)
     def keep_all():
         if exp.method != "random": atomic_write(log, _log(exp, last[0]))
@@ -141,6 +148,7 @@ def load_or_run(
     "The finished run of `exp`, computed if it is not stored; raises `UserError` if its folder holds another configuration."
     folder, there = Path(runs or runs_root())/run_name(exp), lambda: _finished(exp, folder)
     if not from_first(there):
+        if not agree(Laps().next()): raise OutOfTime(f"{run_name(exp)}: not begun")
         with in_turn(): judging_sets(exp, _possible(exp, folder, device, root), root)
         with _claimed(exp, folder):
             if not from_first(there): compute(exp, folder, Path(runs or runs_root()), device, root, progress, every)
@@ -158,17 +166,12 @@ def _possible(exp, folder, device, root):
 def _claimed(exp, folder):
     "Hold the folder's lock, with the configuration written into it; of several processes the first does, for all."
     lock = from_first(lambda: writable(folder)) and FileLock(folder/".lock")
-    while not from_first(lambda: _taken(lock)): pass # a minute at a time: no process waits for another for longer
+    while not from_first(lambda: taken(lock, folder)): pass # a moment at a time: no process waits for another for longer
     try:
         from_first(lambda: _begun(exp, folder))
         yield
         barrier()
     finally: lock.release()
-
-def _taken(lock) -> bool:
-    "Is the lock ours within a minute?"
-    try: return bool(lock.acquire(timeout=min(60, patience().total_seconds() / 3)))
-    except Timeout: return False
 
 def _begun(exp, folder):
     "Clear away what a kill left half-written, and write down what the folder is for."
@@ -240,12 +243,16 @@ def run_all(
     "The finished runs of all `exps`, in their order; those that are not stored are computed in parallel."
     exps, runs = list(exps), Path(runs or runs_root())
     missing = from_first(lambda: [e for e in dict.fromkeys(exps) if not _finished(e, runs/run_name(e))])
-    workers = processes(len(missing), workers)
-    if missing and (size() > 1 or pick_device(device).type != "cpu"): [load_or_run(e, runs, device, root, progress) for e in missing]
-    elif missing:
+    try: _compute_all(missing, runs, processes(len(missing), workers), device, root, progress)
+    except OutOfTime as e: raise OutOfTime(f"{sum(_finished(m, runs/run_name(m)) for m in missing)} of {len(missing)} runs finished; {e}") from None
+    return [load_or_run(e, runs, device, root) for e in exps]
+
+def _compute_all(missing, runs, workers, device, root, progress):
+    if not missing: return
+    if size() > 1 or pick_device(device).type != "cpu": [load_or_run(e, runs, device, root, progress) for e in missing]
+    else:
         longest = sorted(missing, key=lambda e: -(e.ipc + e.opc) * e.iterations * max(e.outer, e.syn_steps))
         in_processes(_one, [(to_dict(e), str(runs), root and str(root)) for e in longest], workers, "runs", progress)
-    return [load_or_run(e, runs, device, root) for e in exps]
 
 def _one(config, runs, root):
     load_or_run(Experiment(**config), runs, "cpu", root, progress=False)
@@ -272,17 +279,22 @@ def in_processes(
     what:str,           # is done, for the bar
     progress:bool=True, # show a bar
 ):
-    "Call `work` for every task, in processes of one thread each. If a call fails, those not begun are cancelled and its error is raised."
+    "Call `work` for every task, in processes of one thread each. If a call fails or is out of time, those not begun are cancelled and its error is raised."
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
-    with ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=_begin) as pool:
         jobs = [pool.submit(work, *task) for task in tasks]
         for job in tqdm(as_completed(jobs), total=len(jobs), desc=f"{what}, {workers} at a time", disable=not progress): _or_stop(pool, job)
 
 def _or_stop(pool, job):
-    "The job's end; if it failed, those not begun are cancelled and its error is raised."
+    "The job's end; if it failed, those not begun are cancelled and its error is raised. Out of time, the others are about to stop, too, and are waited for."
     try: job.result()
-    except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+    except BaseException as e: pool.shutdown(wait=isinstance(e, OutOfTime), cancel_futures=True); raise
+
+def _begin():
+    "What a worker does first."
+    heed()
+    torch.set_num_threads(1)
 
 # %% ../nbs/12_runs.ipynb #f367b928
 def run_buffer(
@@ -298,14 +310,16 @@ def run_buffer(
     dataset = prepared(exp, root)
     outlier_pool(exp, dataset, root) # before any process starts
     workers = 1 if size() > 1 else processes(len(missing_experts(exp, folder)), workers)
-    if device.type == "cpu" and workers > 1: _experts_in_processes(exp, folder, workers, root, progress)
+    try:
+        if device.type == "cpu" and workers > 1: _experts_in_processes(exp, folder, workers, root, progress)
+    except OutOfTime: raise too_late(exp, folder) from None # now that all workers have stopped
     return make_buffer(exp, folder, dataset, device, root, progress)
 
 def _experts_in_processes(exp, folder, workers, root, progress):
     from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
     from multiprocessing import get_context
     total = exp.experts * exp.train_epochs
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, tqdm(total=total, initial=min(epochs_done(folder), total), desc=f"experts {exp.dataset} {exp.outliers}, {workers} at a time", unit="epoch", disable=not progress) as bar:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=heed) as pool, tqdm(total=total, initial=min(epochs_done(folder), total), desc=f"experts {exp.dataset} {exp.outliers}, {workers} at a time", unit="epoch", disable=not progress) as bar:
         jobs = [pool.submit(_experts, to_dict(exp), str(folder), root and str(root)) for _ in range(workers)]
         while wait(jobs, timeout=0.5, return_when=FIRST_EXCEPTION).not_done and not any(j.done() and j.exception() for j in jobs):
             bar.update(min(epochs_done(folder), total) - bar.n)

@@ -6,20 +6,22 @@
 __all__ = ['step_size', 'Material', 'material', 'train', 'kept_epochs']
 
 # %% ../nbs/09_training.ipynb #936647e1
-import copy
+import copy, time
 from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
 
 from .allocator import keep_memory
+from .budget import out_of_time
 from .buffers import at_once, fill, flatten, even_groups, recorded, side_by_side, gradients_of_stack
 from .config import Experiment, UserError, pick_device, stream
 from .data import Dataset
 from .distillation import DistilledSet
 from .gradient_matching import sgd_epoch, training_batches
+from .keeping import Shelf, description, title
 from .networks import Network, arithmetic, compiled, from_experiment, initialise
-from .ranks import first, gather, share, size
+from .ranks import first, gather, share, size, stopped_together
 
 # %% ../nbs/09_training.ipynb #dd5cf514
 def step_size(
@@ -62,8 +64,10 @@ def train(
     snapshots:int=0,    # states kept on the way, for select="best_on_test"
     progress:bool=True, # show a bar
     stack:int=None,     # networks trained side by side, at most; as many as suit the device if None
+    keep=None,          # a folder for the networks of an unfinished training; None keeps nothing, and then it cannot be stopped
+    every:float=30,     # seconds between two writings of a network under way
 ) -> list:
-    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, and `.made`, its seed and model. Ma et al. 2024, section 5. Processes that have joined (`trustdd.ranks`) share the networks, and each gets all."
+    "Train fresh networks on `source`; each is in evaluation mode and has `.history`, its snapshots, `.made`, its seed and model, and `.seconds` that it took. Ma et al. 2024, section 5. Processes that have joined (`trustdd.ranks`) share the networks, and each gets all."
     exp = exp or (source.experiment if isinstance(source, DistilledSet) else None)
     if exp is None: raise UserError("training on a whole data set needs exp, the recipe")
     n_nets, seed, device = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed, pick_device(device)
@@ -73,26 +77,34 @@ def train(
     shape = tuple(m.images.shape[1:])
     net = from_experiment(exp, shape, m.n_classes, stream(seed, "evaluation", 0), device, model)
     fast = compiled(net, shape, exp.n_nets * exp.epochs * (len(m.images) + len(m.outliers))) # exp.n_nets, not n_nets: asking for fewer networks must not change any
+    shelf = Shelf(keep, keep and description(exp, seed, model, m.lr, m.images, m.labels, m.outliers) | dict(snapshots=snapshots), every)
     mine = share(n_nets)
     groups = [[mine[i] for i in group] for group in even_groups(len(mine), stack or at_once(exp, device, model))]
-    with tqdm(total=len(mine) * exp.epochs, desc=f"training {n_nets} networks", disable=not (progress and first()), unit="epoch") as bar, arithmetic(device):
-        alone, beside = (lambda k: [_train_one(net, fast, m, exp, seed, k, snapshots, bar)]), (lambda *ks: _train_stack(net, m, exp, seed, ks, snapshots, bar))
-        nets = _of_all(net, [made for ks in groups for made in (alone if len(ks) == 1 else beside)(*ks)])
+    with tqdm(total=len(mine) * exp.epochs, desc=f"training {n_nets} networks", disable=not (progress and first()), unit="epoch") as bar, arithmetic(device), stopped_together():
+        alone, beside = (lambda k: [_train_one(net, fast, m, exp, seed, k, snapshots, bar, shelf)]), (lambda *ks: _train_stack(net, m, exp, seed, ks, snapshots, bar, shelf))
+        nets = [made for ks in groups for made in (alone if len(ks) == 1 else beside)(*ks)]
+    nets = _of_all(net, nets)
     for made in nets: made.made = dict(seed=seed, model=model or exp.model)
     return nets
 
 # %% ../nbs/09_training.ipynb #a1cb39e4
-def _train_one(net, fast, m, exp, seed, k, snapshots, bar):
+def _train_one(net, fast, m, exp, seed, k, snapshots, bar, shelf=Shelf()):
     initialise(net, stream(seed, "evaluation", k)).train()
     lr = m.lr or exp.lr_eval
     optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=exp.momentum_eval, weight_decay=exp.weight_decay)
-    keep, history = kept_epochs(exp.epochs, snapshots), []
-    for epoch in range(exp.epochs):
+    keep, (done, history, before) = kept_epochs(exp.epochs, snapshots), shelf.take(k, net, optimiser)
+    began = time.perf_counter() - before
+    bar.update(done)
+    for epoch in range(done, exp.epochs):
+        shelf.between(k, epoch, exp.epochs, time.perf_counter() - began, net, optimiser, history)
         optimiser.param_groups[0]["lr"] = step_size(epoch, exp.epochs, lr)
         sgd_epoch(fast, optimiser, m.images, m.labels, m.outliers, stream(seed, "training", k, epoch), exp, exp.batch_eval, m.normalise)
         if epoch + 1 in keep: history.append(_snapshot(net, epoch))
         bar.update()
-    return _finished(net, k, lr, history)
+    made = _finished(net, k, lr, history)
+    made.seconds = time.perf_counter() - began if done < exp.epochs else before
+    if done < exp.epochs: shelf.put(k, exp.epochs, made.seconds, net, optimiser, history)
+    return made
 
 def _snapshot(net, epoch): return dict(epoch=epoch + 1, state={n: v.detach().cpu().clone() for n, v in net.state_dict().items()})
 
@@ -105,8 +117,11 @@ def _finished(net, k, lr, history):
     return made
 
 # %% ../nbs/09_training.ipynb #be348fe5
-def _train_stack(net, m, exp, seed, ks, snapshots, bar):
-    "The networks `ks`, trained side by side."
+def _train_stack(net, m, exp, seed, ks, snapshots, bar, shelf=Shelf()):
+    "The networks `ks`, trained side by side, or taken from the shelf if all of them are there."
+    if found := _all_kept(net, exp, ks, m.lr or exp.lr_eval, shelf): bar.update(exp.epochs * len(ks)); return found
+    if shelf.folder and not shelf.laps.next(): raise out_of_time(f"networks {ks[0] + 1} to {ks[-1] + 1} on {title(shelf.about)}", 0, exp.epochs, "epochs")
+    began = time.perf_counter()
     thetas = torch.stack([flatten(initialise(net.train(), stream(seed, "evaluation", k))) for k in ks])
     gradient, velocity, lr = recorded(gradients_of_stack(net, exp.lam), thetas.device), torch.zeros_like(thetas), m.lr or exp.lr_eval
     keep, histories = kept_epochs(exp.epochs, snapshots), [[] for _ in ks]
@@ -117,9 +132,28 @@ def _train_stack(net, m, exp, seed, ks, snapshots, bar):
             thetas.sub_(velocity, alpha=step_size(epoch, exp.epochs, lr))
         if epoch + 1 in keep: [history.append(_snapshot(_filled(net, theta), epoch)) for history, theta in zip(histories, thetas)]
         bar.update(len(ks))
-    return [_finished(_filled(net, theta), k, lr, history) for k, theta, history in zip(ks, thetas, histories)]
+    return _kept([_finished(_filled(net, theta), k, lr, history) for k, theta, history in zip(ks, thetas, histories)], ks, exp, began, shelf)
 
 def _filled(net, theta): fill(net, theta); return net
+
+# %% ../nbs/09_training.ipynb #24dbc0d8
+def _kept(nets, ks, exp, began, shelf):
+    "The networks `ks` of a finished stack, each with its part of the time and on the shelf."
+    seconds = (time.perf_counter() - began) / len(ks)
+    for k, made in zip(ks, nets):
+        made.seconds = seconds
+        shelf.put(k, exp.epochs, seconds, made, None, made.history)
+    return nets
+
+def _all_kept(net, exp, ks, lr, shelf):
+    "The networks `ks` from the shelf; none if one of them is not there with all its epochs."
+    nets = []
+    for k in ks:
+        epochs, history, seconds = shelf.take(k, net, None)
+        if epochs < exp.epochs: return []
+        nets.append(_finished(net, k, lr, history))
+        nets[-1].seconds = seconds
+    return nets
 
 # %% ../nbs/09_training.ipynb #13746edb
 def kept_epochs(
@@ -134,9 +168,9 @@ def _of_all(net, mine):
     "The networks of all processes in order; those of others as copies of `net` with their weights."
     if size() == 1: return mine
     weights = lambda made: {name: v.cpu() for name, v in made.state_dict().items()}
-    def copied(state, history):
+    def copied(state, history, seconds):
         made = copy.deepcopy(net).eval()
         made.load_state_dict(state)
-        made.history = history
+        made.history, made.seconds = history, seconds
         return made
-    return [copied(*sent) for sent in gather([(weights(made), made.history) for made in mine])]
+    return [copied(*sent) for sent in gather([(weights(made), made.history, made.seconds) for made in mine])]

@@ -6,12 +6,13 @@
 __all__ = ['TRAINED', 'HEAVIEST', 'changed', 'refusal', 'Transfer', 'transfer', 'transfers', 'publish_transfer']
 
 # %% ../nbs/12_transfer.ipynb #3e5115ae
-import json
+import json, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
+from .budget import Laps, OutOfTime, lapped, waited
 from .config import Experiment, UserError, atomic_write, check_choice, digest, pick_device, stream, to_dict, writable
 from .data import prepared
 from .distillation import DistilledSet
@@ -68,7 +69,8 @@ def transfer(
     exp = changed(run.exp, **changes)
     folder = _place(run, exp)
     if not _there(folder):
-        with FileLock(writable(folder)/".lock"):
+        if not Laps().next(): raise OutOfTime(f"{folder}: not begun")
+        with waited(FileLock(writable(folder)/".lock"), folder):
             if not _there(folder): _judge(run, exp, folder, device, root, progress)
     return Transfer(exp, folder, run)
 
@@ -87,7 +89,8 @@ def _judge(run, exp, folder, device, root, progress):
     "Train, judge, and write `scores.safetensors` and the report."
     dataset, device, syn, differs = prepared(exp, root), pick_device(device), run.distilled, _differs(run, exp)
     (folder/"report.json").unlink(missing_ok=True)
-    with _threads(syn.provenance["threads"]): nets = train(syn, device=device, exp=exp, progress=progress)
+    with _threads(syn.provenance["threads"]): nets = train(syn, device=device, exp=exp, progress=progress, keep=folder/"training")
+    if not Laps().next(): raise OutOfTime(f"{folder}: {len(nets)} of {len(nets)} networks trained, to be judged")
     images, sources = judging_sets(exp, dataset, root)
     made = {k: v for k, v in syn.provenance.items() if k != "experiment"}
     logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources, experiment=to_dict(run.exp), run=dict(distilled=made, networks=nets[0].made | differs))
@@ -95,6 +98,8 @@ def _judge(run, exp, folder, device, root, progress):
     atomic_write(folder/"config.json", json.dumps(config, indent=1) + "\n")
     scores_of(logits).save(folder/"scores.safetensors")
     report_from_logits(logits).save(folder)
+    shutil.rmtree(folder/"training", ignore_errors=True)
+    lapped()
 
 # %% ../nbs/12_transfer.ipynb #7e23656a
 HEAVIEST = ("resnet18", "vgg11", "alexnet", "convnet", "lenet", "mlp")

@@ -6,7 +6,7 @@
 __all__ = ['judging_sets', 'look', 'watch']
 
 # %% ../nbs/11_watching.ipynb #66911185
-import json
+import json, shutil
 from pathlib import Path
 
 from .config import Experiment, atomic_write
@@ -35,9 +35,10 @@ def look(
     dataset:Dataset,    # with held-out images in place of test images
     device="cpu",       # where to train
     root=None,          # where data sets lie
+    keep=None,          # a folder for the networks of an unfinished look
 ) -> Report:
     "The report of networks trained on the set as it is now."
-    nets = train(as_set(exp, state, dataset, dict(experiment={})), device=device, exp=exp, progress=False)
+    nets = train(as_set(exp, state, dataset, dict(experiment={})), device=device, exp=exp, progress=False, keep=keep)
     images, sources = judging_sets(exp, dataset, root)
     return report_from_logits(collect_logits(nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources))
 
@@ -52,6 +53,9 @@ def watch(
     "Look at the set and write down iteration, accuracy and mean AUROC (MSP) of each network, in percent."
     before = Path(file).read_text() if Path(file).exists() else ""
     if agree(state.iteration in [json.loads(l)["iteration"] for l in before.splitlines()]): return
-    report = look(exp, state, dataset, device, root)
+    keep = Path(file).with_name("looking")
+    report = look(exp, state, dataset, device, root, keep)
     auroc = [sum(v) / len(v) for v in zip(*(by["msp"]["auroc"] for by in report.ood_values.values()))]
-    if first(): atomic_write(file, before + json.dumps(dict(iteration=state.iteration, accuracy=report.accuracy, auroc=auroc)) + "\n")
+    if not first(): return
+    atomic_write(file, before + json.dumps(dict(iteration=state.iteration, accuracy=report.accuracy, auroc=auroc)) + "\n")
+    shutil.rmtree(keep, ignore_errors=True)
