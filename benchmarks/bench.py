@@ -12,7 +12,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of
 
 import torch
 
-import gpu, history, plain
+import gpu, history, plain, unchanged
 from measuring import CLASSES, HERE, SHAPE, another_process, differences, gemm_rate, has_cifar10, pictures, shown, store, surroundings, table, tf32, timed, too_different, work_of, write_tree
 from memory import LIMITS, measure_memory
 from trajectories import FULL, LENGTHS, measure_trajectory, promises, spoken
@@ -206,19 +206,40 @@ def measure(name, asked, scratch, beside):
     return row, found, too_different(case.name, case.allowed, found)
 
 
+def markdown(lines):
+    "Rows of texts as a table, the first its head."
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+
+
+def ranks_said(kept):
+    "What ranks.json says, as texts: of two processes against one."
+    about = kept["machine"]
+    lines = [["", "one, s", f"{about['processes']}, s", "ratio", "promised", "difference"]]
+    lines += [[r["name"], f"{r['one_s']:.4g}", f"{r['many_s']:.4g}", f"{r['ratio']:.2f}", f"{r['promised']}" if r["promised"] else "", "" if r["difference"] is None else f"{r['difference']:.1g}"] for r in kept["rows"]]
+    return [markdown(lines), f"`ranks.json`: {about['processes']} processes against one, {about['threads_each']} thread each: {about['machine']}, torch {about['torch']}, commit {about['commit']}, {about['date']}."]
+
+
+def unchanged_said(kept):
+    "What unchanged.json says, as texts: published runs made again."
+    where = sorted({f"{r['machine']}, torch {r['torch']}, commit {r['commit']}, {r['date']}" for r in kept})
+    then = ", ".join(sorted({c for r in kept for c in r["commits"]}))
+    return [markdown(unchanged.table(kept)), f"`unchanged.json`: published runs (of commits {then}) made again by {'; '.join(where)}; in percent, mean ± standard deviation over networks and seeds."]
+
+
 def write_readme():
     "Put what the stored results say, each with the machine and commit it was measured on, between the marks of README.md."
     parts = []
     for name in ("latest", "full", "gpu"):
         try: rows, facts = (json.loads((HERE/f"{n}.json").read_text(encoding="utf-8")) for n in (name, f"{name}-machine"))
         except FileNotFoundError: continue
-        head, *lines = shown(rows)
-        lines = [head, ["---"] * len(head), *lines]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(markdown(shown(rows)))
         parts.append(f"`{name}.json`: {facts['machine']}, {facts['device']}, {facts['threads']} threads, torch {facts['torch']}, commit {facts['commit']}, "
                      f"matrix product {facts['gemm_gflops']:.0f} GFLOP/s.")
         parts += ["\n".join(f"- {line}" for line in facts["wrong"])] if facts.get("wrong") else []
         parts += ["\n".join(f"- {spoken(p)}" for p in told)] if (told := [p for p in facts.get("promises", []) if p["held"] is not None]) else []
+    for name, said in (("ranks", ranks_said), ("unchanged", unchanged_said)):
+        if (HERE/f"{name}.json").exists(): parts += said(json.loads((HERE/f"{name}.json").read_text(encoding="utf-8")))
     if kept := history.read(HERE/history.FILE):
         (HERE/history.PICTURE).write_bytes(history.picture(kept))
         parts.append(f"![Seconds of ours and of the plain side over the runs, a panel for each line, the share of the matrix product in grey]({history.PICTURE})")
