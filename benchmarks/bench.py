@@ -227,6 +227,14 @@ def unchanged_said(kept):
     return [markdown(unchanged.table(kept)), f"`unchanged.json`: published runs (of commits {then}) made again by {'; '.join(where)}; in percent, mean ± standard deviation over networks and seeds."]
 
 
+def atlas_said(kept):
+    "What atlas.json says, as texts: how long figures and tables take from nothing."
+    lines = [["preset", "items", "commit", "of", "seconds", "of processor time", ".csv the same as in the line above"]]
+    lines += [[r["preset"], f"{r['items']}{': ' + r['only'].replace(',', ', ') if r['only'] else ' (all)'}", r["commit"], r["committed"], f"{r['seconds']:.0f}", f"{r['cpu_seconds']:.0f}",
+               "" if r["same_csv"] is None else f"{r['same_csv']} of {r['items']}"] for r in kept]
+    return [markdown(lines), "`atlas.json`: from nothing, after set-up; " + "; ".join(sorted({f"{r['machine']}, torch {r['torch']}, {r['date']}" for r in kept})) + "."]
+
+
 def write_readme():
     "Put what the stored results say, each with the machine and commit it was measured on, between the marks of README.md."
     parts = []
@@ -238,7 +246,7 @@ def write_readme():
                      f"matrix product {facts['gemm_gflops']:.0f} GFLOP/s.")
         parts += ["\n".join(f"- {line}" for line in facts["wrong"])] if facts.get("wrong") else []
         parts += ["\n".join(f"- {spoken(p)}" for p in told)] if (told := [p for p in facts.get("promises", []) if p["held"] is not None]) else []
-    for name, said in (("ranks", ranks_said), ("unchanged", unchanged_said)):
+    for name, said in (("atlas", atlas_said), ("ranks", ranks_said), ("unchanged", unchanged_said)):
         if (HERE/f"{name}.json").exists(): parts += said(json.loads((HERE/f"{name}.json").read_text(encoding="utf-8")))
     if kept := history.read(HERE/history.FILE):
         (HERE/history.PICTURE).write_bytes(history.picture(kept))

@@ -24,7 +24,7 @@ from .data import default_aux
 from .distillation import commit
 from .evaluation import Report, combine
 from .ood import METRICS
-from .runs import Run, processes, run_all
+from .runs import Run, cores, processes, run_all
 from .statistics import paired_difference, paired_differences, parts, signed
 
 # %% ../nbs/14_paper.ipynb #bd99665a
@@ -380,7 +380,7 @@ def _quiet(name):
 
 # %% ../nbs/14_paper.ipynb #65390c5d
 ALONE = ("fig20", "tab14") # they measure seconds and memory
-LONG = ("fig17", "tab01", "tab03", "tab10", "tab11", "tab12") # with most runs, none of them in two of these
+LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # with most to compute, none of it in two of these
 
 def notebooks_at_once() -> int:
     "Two on a CPU with more than one core (and more than one worker allowed), otherwise one."
@@ -404,12 +404,18 @@ def _each(names, wanted, at_once, late):
         if n not in together: yield n, _tried(wanted[n], late())
 
 # %% ../nbs/14_paper.ipynb #76f46c43
+def _begin(workers):
+    "What a process that makes notebooks does first."
+    os.environ.setdefault("TRUSTDD_WORKERS", str(workers))
+    heed()
+
 def _side_by_side(names, wanted, at_once, late):
     from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
     from multiprocessing import get_context
     import trustdd.paper
     if not names: return
-    pool, waiting, jobs = ProcessPoolExecutor(min(at_once, len(names)), get_context("spawn"), initializer=heed), list(names), {}
+    n = min(at_once, len(names))
+    pool, waiting, jobs = ProcessPoolExecutor(n, get_context("spawn"), trustdd.paper._begin, (math.ceil(cores() / n),)), list(names), {}
     try:
         while waiting or jobs:
             for n in waiting[:at_once - len(jobs)]: jobs[pool.submit(trustdd.paper._tried, wanted[n], late())] = n # by its full name, so that this chapter can try it, too
