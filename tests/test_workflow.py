@@ -19,14 +19,14 @@ PYTHONPATH={ROOT} OMP_NUM_THREADS=1 exec {sys.executable} -m trustdd "$@"
 
 @pytest.fixture
 def snakemake(tmp_path):
-    "`snakemake(items, words…)`: start it in an empty folder; `finished` waits for it."
+    "`snakemake(items, words…, settings)`: start it in an empty folder; `finished` waits for it."
     command = tmp_path/"trustdd"
     command.write_text(COMMAND)
     command.chmod(0o755)
     started = []
-    def start(only, *words):
+    def start(only, *words, settings=()):
         env = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTDD_") or k == "TRUSTDD_DATA"} | {"XDG_CACHE_HOME": str(tmp_path/"cache")}
-        given = ["preset=smoke", f"only={only}", f"trustdd={command}", "device=cpu"]
+        given = ["preset=smoke", f"only={only}", f"trustdd={command}", "device=cpu", *settings]
         started.append(subprocess.Popen([sys.executable, "-m", "snakemake", "--snakefile", str(ROOT/"workflow"/"Snakefile"), *map(str, words), "--config", *given],
                                         cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True))
         return started[-1]
@@ -77,5 +77,5 @@ def test_experts_come_first_and_the_cluster_profile_is_understood(snakemake, tmp
 
 
 def test_a_setting_that_there_is_not(snakemake):
-    child = snakemake("fig02", "--dry-run", "--cores", "1", "--config", "prest=quick")
+    child = snakemake("fig02", "--dry-run", "--cores", "1", settings=["prest=quick"])
     assert "prest" in child.communicate()[0] and child.returncode
