@@ -29,6 +29,7 @@ def _execute(notebook, parameters):
     except NotYet: pass
     finally: plt.close("all")
 
+# %% ../nbs/15_workflow.ipynb #2f60c1aa
 def ask(
     notebook,       # path of one of the atlas
     parameters:dict,# what is passed to it
@@ -75,6 +76,7 @@ def plan(
         made["items"][name] = dict(notebook=str(known[name].resolve()), needs=needs, alone=name in ALONE, problem=problem)
     return made
 
+# %% ../nbs/15_workflow.ipynb #b85e1f07
 def _add(made, wanted):
     "Enter what is wanted into the plan; returns the name of the file that it will be."
     exp = wanted.source or wanted.exp
@@ -102,6 +104,7 @@ def _there(made, name, store):
     if name not in made["buffers"]: return (store/name).exists()
     return all(_file(store/name, k).exists() for k in range(made["buffers"][name]["experts"]))
 
+# %% ../nbs/15_workflow.ipynb #e97a0b46
 def lacking(
     made:dict,  # from `plan`
     runs=None,  # the run store
