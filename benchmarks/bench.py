@@ -12,10 +12,11 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of
 
 import torch
 
-import gpu, history, plain
-from measuring import CLASSES, HEAD, HERE, SHAPE, differences, gemm_rate, has_cifar10, pictures, shown, store, surroundings, table, tf32, timed, too_different, work_of, write_tree
+import gpu, history, plain, unchanged
+from measuring import CLASSES, HERE, SHAPE, another_process, differences, gemm_rate, has_cifar10, pictures, shown, store, surroundings, table, tf32, timed, too_different, work_of, write_tree
 from memory import LIMITS, measure_memory
 from trajectories import FULL, LENGTHS, measure_trajectory, promises, spoken
+from trustdd.allocator import keep_memory
 from trustdd.augment import draw
 from trustdd.config import Experiment, UserError, atomic_write, check_choice, data_root, pick_device, stream
 from trustdd.data import _dataset as datasets_in_memory, from_tensors, load_dataset
@@ -142,7 +143,7 @@ def loading(quick, device, scratch):
     name, root = "cifar10", data_root()
     if quick or not has_cifar10():
         name, root = "pictures", scratch
-        write_tree(root/name, 400 if quick else 4000)
+        if not (root/name).is_dir(): write_tree(root/name, 400 if quick else 4000)
 
     def ours():
         datasets_in_memory.cache_clear()
@@ -165,20 +166,65 @@ CASES |= {f"evaluate-{p}": partial(evaluation, p) for p in ("paper", "cifar")} |
 
 # How it is measured -------------------------------------------------------------------------------------------------
 
-def measure(case, device, repeats):
-    "(row with operations per second for its share, differences, those not allowed): one call of ours first, then both sides in turn, the best of `repeats`."
-    first, _ = timed(case.ours, device)
-    times = []
-    for i in range(repeats):
-        (a, made), (b, made_plainly) = timed(case.ours, device), timed(case.plain, device)
+OURS = {} # in the process of our side: the case at hand
+
+def made_case(name, asked, scratch):
+    "The case of a line."
+    return CASES[name](asked.quick, asked.device, **({"scratch": scratch} if name == "load" else {}))
+
+
+def begin_ours(name, asked, scratch, threads):
+    "In the process of our side, where freed memory is kept as in every run of the package: seconds of a first call, which compiles."
+    torch.set_num_threads(threads)
+    tf32(False)
+    keep_memory()
+    torch.compiler.reset()
+    OURS["case"] = made_case(name, asked, scratch)
+    return timed(OURS["case"].ours, asked.device)[0]
+
+
+def again_ours(device):
+    "In the process of our side: seconds, and what was made, as arrays."
+    seconds, made = timed(OURS["case"].ours, device)
+    return seconds, {what: x.cpu().numpy() for what, x in made.items()}
+
+
+def measure(name, asked, scratch, beside):
+    "(row with operations per second for its share, differences, those not allowed): one call of ours first, in its process `beside`, then both sides in turn, the best of `repeats`."
+    case, device = made_case(name, asked, scratch), asked.device
+    print(f"    {case.name}{' (compiling first)' * case.compiled}", flush=True)
+    first, times = beside.submit(begin_ours, name, asked, scratch, torch.get_num_threads()).result(), []
+    for i in range(asked.repeats):
+        (a, made), (b, made_plainly) = beside.submit(again_ours, device).result(), timed(case.plain, device)
         times.append((a, b))
         print(f"    ours {a / case.per_call:.4g} s, plain {b / case.per_call:.4g} s", flush=True)
-    found = differences(case.allowed, made, made_plainly)
+    found = differences(case.allowed, {what: torch.from_numpy(x).to(device) for what, x in made.items()}, made_plainly)
     print(f"    largest difference {max(found.values()):.2g} ({max(found, key=found.get)})", flush=True)
     best, best_plain = (min(t) for t in zip(*times))
     row = dict(name=case.name, ours_s=best / case.per_call, plain_s=best_plain / case.per_call, ratio=best_plain / best,
                share_of_gemm=case.work and case.work / best, compile_s=max(0.0, first - best) if case.compiled else None)
     return row, found, too_different(case.name, case.allowed, found)
+
+
+def markdown(lines):
+    "Rows of texts as a table, the first its head."
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+
+
+def ranks_said(kept):
+    "What ranks.json says, as texts: of two processes against one."
+    about = kept["machine"]
+    lines = [["", "one, s", f"{about['processes']}, s", "ratio", "promised", "difference"]]
+    lines += [[r["name"], f"{r['one_s']:.4g}", f"{r['many_s']:.4g}", f"{r['ratio']:.2f}", f"{r['promised']}" if r["promised"] else "", "" if r["difference"] is None else f"{r['difference']:.1g}"] for r in kept["rows"]]
+    return [markdown(lines), f"`ranks.json`: {about['processes']} processes against one, {about['threads_each']} thread each: {about['machine']}, torch {about['torch']}, commit {about['commit']}, {about['date']}."]
+
+
+def unchanged_said(kept):
+    "What unchanged.json says, as texts: published runs made again."
+    where = sorted({f"{r['machine']}, torch {r['torch']}, commit {r['commit']}, {r['date']}" for r in kept})
+    then = ", ".join(sorted({c for r in kept for c in r["commits"]}))
+    return [markdown(unchanged.table(kept)), f"`unchanged.json`: published runs (of commits {then}) made again by {'; '.join(where)}; in percent, mean ± standard deviation over networks and seeds."]
 
 
 def write_readme():
@@ -187,13 +233,13 @@ def write_readme():
     for name in ("latest", "full", "gpu"):
         try: rows, facts = (json.loads((HERE/f"{n}.json").read_text(encoding="utf-8")) for n in (name, f"{name}-machine"))
         except FileNotFoundError: continue
-        head, *lines = shown(rows)
-        lines = [head, ["---"] * len(head), *lines]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(markdown(shown(rows)))
         parts.append(f"`{name}.json`: {facts['machine']}, {facts['device']}, {facts['threads']} threads, torch {facts['torch']}, commit {facts['commit']}, "
                      f"matrix product {facts['gemm_gflops']:.0f} GFLOP/s.")
         parts += ["\n".join(f"- {line}" for line in facts["wrong"])] if facts.get("wrong") else []
         parts += ["\n".join(f"- {spoken(p)}" for p in told)] if (told := [p for p in facts.get("promises", []) if p["held"] is not None]) else []
+    for name, said in (("ranks", ranks_said), ("unchanged", unchanged_said)):
+        if (HERE/f"{name}.json").exists(): parts += said(json.loads((HERE/f"{name}.json").read_text(encoding="utf-8")))
     if kept := history.read(HERE/history.FILE):
         (HERE/history.PICTURE).write_bytes(history.picture(kept))
         parts.append(f"![Seconds of ours and of the plain side over the runs, a panel for each line, the share of the matrix product in grey]({history.PICTURE})")
@@ -229,26 +275,23 @@ def arguments():
     return asked
 
 
-def one_line(name, asked, scratch):
+def one_line(name, asked, scratch, beside):
     "(row with operations per second for its share, differences, what is wrong) of a line of the table."
     if name in LENGTHS: return measure_trajectory(name, asked)
     if name in LIMITS:
         row, wrong = measure_memory(name, asked, scratch)
         return row, {}, wrong
-    case = CASES[name](asked.quick, asked.device, **({"scratch": scratch} if name == "load" else {}))
-    print(f"    {case.name}{' (compiling first)' * case.compiled}", flush=True)
-    return measure(case, asked.device, asked.repeats)
+    return measure(name, asked, scratch, beside)
 
 
 def measured(asked, facts):
     "All lines that were asked for: (rows, what is wrong); `facts` grows."
     rate, rows, found, wrong = gemm_rate(asked.device), [], {}, []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, another_process() as beside:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compiled" # so that compile seconds are those of a first time
         for i, name in enumerate(asked.names):
-            torch.compiler.reset()
             print(f"[{i + 1}/{len(asked.names)}]", flush=True)
-            row, found[name], bad = one_line(name, asked, Path(scratch))
+            row, found[name], bad = one_line(name, asked, Path(scratch), beside)
             rows.append(row); wrong += bad
     rate = max(rate, gemm_rate(asked.device))
     for row in rows: row["share_of_gemm"] = row["share_of_gemm"] and row["share_of_gemm"] / rate

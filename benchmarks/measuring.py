@@ -103,10 +103,15 @@ def _kilobytes(path, field):
     except (OSError, StopIteration): return None
 
 
+def another_process():
+    "An executor with a process of its own, which starts with the first call and has done nothing else."
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
 def alone(name, work, *args):
     "What `work(*args)` returns in a process that has done nothing else."
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh: return fresh.submit(work, *args).result()
+        with another_process() as fresh: return fresh.submit(work, *args).result()
     except BrokenProcessPool: sys.exit(f"{name}: its process was killed; memory is likely to have run out")
 
 

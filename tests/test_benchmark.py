@@ -18,7 +18,7 @@ def script(*words, folder):
 def modules(monkeypatch):
     "The benchmark's modules in this process."
     monkeypatch.syspath_prepend(str(HERE))
-    names = ("history", "measuring", "plain", "memory", "trajectories", "gpu", "bench")
+    names = ("history", "measuring", "plain", "memory", "trajectories", "gpu", "unchanged", "bench")
     for name in names: monkeypatch.delitem(sys.modules, name, raising=False)
     yield {name: importlib.import_module(name) for name in names}
     for name in names: sys.modules.pop(name, None)
@@ -77,6 +77,15 @@ def test_the_picture_of_the_history(modules):
     empty = dict(kept[-1], name="gpu-new: nothing measured yet", ours_s=None, plain_s=None, share_of_gemm=None, ratio=None)
     first, again = (history.picture([*kept, empty]) for _ in range(2))
     assert first == again and first.startswith(b"\x89PNG") and len(first) < 200_000
+
+
+def test_runs_that_come_out_otherwise_are_noticed(modules):
+    unchanged = modules["unchanged"]
+    none, oe, _ = unchanged.wanted("cifar", [10], [0, 1, 2])
+    same, other = unchanged.row(none, none), unchanged.row(none, oe)
+    assert same["held"] and same["same_bits"] == 3 and same["then"] == same["now"] and same["networks"] == 9
+    assert not other["held"] and other["same_bits"] == 0
+    assert "| cifar | DSA none | 10 | 0, 1, 2 |" in modules["bench"].unchanged_said([dict(other, machine="here", torch="2", date="today", commit="0")])[0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")

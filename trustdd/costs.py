@@ -19,7 +19,7 @@ from .config import OUTLIERS, Experiment, UserError, atomic_write, data_root, di
 from .data import prepared
 from .distillation import DistilledSet, commit, distill
 from .planning import Later, planning
-from .runs import cores, load_or_distill
+from .runs import cores, fresh_processes, load_or_distill
 from .training import train
 
 # %% ../nbs/12_costs.ipynb #d2ebafd2
@@ -102,24 +102,15 @@ def training(
     return first | {k: min(c[k] for c in costs) for k in ("seconds", "wall")} | dict(timed=len(costs))
 
 # %% ../nbs/12_costs.ipynb #c5b41883
-def _fresh_processes():
-    "What starts them."
-    from multiprocessing import get_context
-    if sys.platform != "linux": return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["trustdd.costs", "torch._dynamo", "torch.utils.flop_counter", "sklearn.datasets"])
-    return context
-
 def alone(
     stage:str,      # distilling or training
     exp:Experiment, # of what
     **given,        # further arguments of the stage
 ) -> dict:
     "What `distilling` or `training` returns, measured in a fresh process of one thread. Raises what the stage raises, `RuntimeError` if its process was killed."
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    given |= dict(root=str(Path(given.get("root") or data_root()).resolve())) # the server keeps the environment that it began with
-    with ProcessPoolExecutor(1, _fresh_processes(), torch.set_num_threads, (1,)) as pool:
+    given |= dict(root=str(Path(given.get("root") or data_root()).resolve()))
+    with fresh_processes(1, threads=1) as pool:
         try: return pool.submit(dict(distilling=distilling, training=training)[stage], exp, **given).result()
         except BrokenProcessPool: raise RuntimeError(f"measuring {stage} of {exp.method}-{exp.outliers} failed: its process was killed, perhaps for want of memory") from None
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Run', 'compute', 'load_or_run', 'needs_experts', 'load_or_distill', 'run_all', 'processes', 'cores', 'in_processes',
-           'run_buffer', 'stored', 'publish', 'add_scores']
+           'fresh_processes', 'run_buffer', 'stored', 'publish', 'add_scores']
 
 # %% ../nbs/12_runs.ipynb #78d95cbb
-import json, os, shutil, time
+import json, os, shutil, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -284,9 +284,8 @@ def in_processes(
     progress:bool=True, # show a bar
 ):
     "Call `work` for every task, in processes of one thread each. If a call fails or is out of time, those not begun are cancelled and its error is raised."
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
-    with ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=_begin) as pool:
+    from concurrent.futures import as_completed
+    with fresh_processes(max(workers, 1), threads=1) as pool:
         jobs = [pool.submit(work, *task) for task in tasks]
         for job in tqdm(as_completed(jobs), total=len(jobs), desc=f"{what}, {workers} at a time", disable=not progress): _or_stop(pool, job)
 
@@ -295,10 +294,23 @@ def _or_stop(pool, job):
     try: job.result()
     except BaseException as e: pool.shutdown(wait=isinstance(e, OutOfTime), cancel_futures=True); raise
 
-def _begin():
+def fresh_processes(
+    n:int,              # how many
+    threads:int=None,   # CPU threads of each; torch's choice if None
+):
+    "An executor with processes that have done nothing yet."
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    context = get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux": context.set_forkserver_preload(["torch._dynamo", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.metrics"])
+    return ProcessPoolExecutor(n, context, _begin, (threads, dict(os.environ)))
+
+def _begin(threads, environment):
     "What a worker does first."
+    os.environ.clear()
+    os.environ.update(environment)
     heed()
-    torch.set_num_threads(1)
+    if threads: torch.set_num_threads(threads)
 
 # %% ../nbs/12_runs.ipynb #f367b928
 def run_buffer(
@@ -321,10 +333,9 @@ def run_buffer(
     return make_buffer(exp, folder, dataset, device, root, progress)
 
 def _experts_in_processes(exp, folder, workers, root, progress):
-    from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-    from multiprocessing import get_context
+    from concurrent.futures import FIRST_EXCEPTION, wait
     total = exp.experts * exp.train_epochs
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=heed) as pool, tqdm(total=total, initial=min(epochs_done(folder), total), desc=f"experts {exp.dataset} {exp.outliers}, {workers} at a time", unit="epoch", disable=not progress) as bar:
+    with fresh_processes(workers) as pool, tqdm(total=total, initial=min(epochs_done(folder), total), desc=f"experts {exp.dataset} {exp.outliers}, {workers} at a time", unit="epoch", disable=not progress) as bar:
         jobs = [pool.submit(_experts, to_dict(exp), str(folder), root and str(root)) for _ in range(workers)]
         while wait(jobs, timeout=0.5, return_when=FIRST_EXCEPTION).not_done and not any(j.done() and j.exception() for j in jobs):
             bar.update(min(epochs_done(folder), total) - bar.n)
