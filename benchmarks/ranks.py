@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import CLASSES, HERE, SHAPE, machine, pictures
+from measuring import CLASSES, HERE, SHAPE, machine, pictures
 from trustdd.config import Experiment, atomic_write, stream
 from trustdd.data import from_tensors
 from trustdd.distillation import commit

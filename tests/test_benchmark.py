@@ -79,6 +79,14 @@ def test_the_picture_of_the_history(modules):
     assert first == again and first.startswith(b"\x89PNG") and len(first) < 200_000
 
 
+def test_two_processes_make_the_same(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, HERE/"ranks.py", "--quick", "--repeats", "1", "--out", tmp_path], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    got = json.loads((tmp_path/"ranks.json").read_text())
+    assert got["machine"]["quick"] and [r["difference"] for r in got["rows"]] == [0, 0, 0, None] and all(r["many_s"] > 0 for r in got["rows"])
+
+
 def test_runs_that_come_out_otherwise_are_noticed(modules):
     unchanged = modules["unchanged"]
     none, oe, _ = unchanged.wanted("cifar", [10], [0, 1, 2])
