@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=[s["lib_path"], s["lib_path"] + ".*"]),
     python_requires=f">={s['min_python']},<3.14",
     install_requires=s["requirements"].split(),
-    extras_require={"dev": s["dev_requirements"].split()},
+    extras_require={"dev": s["dev_requirements"].split(), "workflow": s["workflow_requirements"].split()},
     entry_points={"console_scripts": s["console_scripts"].split()},
     classifiers=["Intended Audience :: Science/Research", "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

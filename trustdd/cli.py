@@ -7,7 +7,7 @@ __all__ = ['IMPORTED', 'LATE', 'field_help', 'convert', 'Parser', 'add_fields', 
            'evaluate', 'paper', 'gallery', 'explain', 'buffers', 'show', 'main']
 
 # %% ../nbs/15_cli.ipynb #2300823e
-import argparse, inspect, os, re, shutil, sys, warnings
+import argparse, inspect, json, os, re, shlex, shutil, sys, warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -77,12 +77,18 @@ def _common(p, runs=True):
 
 def _time_flag(p): p.add_argument("--time-budget", type=convert(float, "time-budget"), metavar="SECONDS", help=f"stop before the command has taken so long, with exit status {LATE}; the same command continues")
 
+def _changes(word):
+    "Fields and values from a text such as model=lenet,width=64."
+    kinds, given = {f.name: f.type for f in fields(Experiment)}, [part.partition("=") for part in word.split(",")]
+    return {k: convert(kinds.get(k, str), k)(v) for k, _, v in given}
+
 def _distill_flags(p):
     add_fields(p); _common(p); _time_flag(p)
     p.add_argument("--out", metavar="FILE", help="also write the distilled set to this file")
 
 def _run_flags(p):
     add_fields(p); _common(p); _time_flag(p)
+    p.add_argument("--networks", type=_changes, default={}, metavar="FIELD=X,…", help="judge the run's set by other networks, such as model=lenet,width=64")
     p.add_argument("--threads", type=convert(int, "threads"), default=1, metavar="N", help="CPU threads; 1, as for the runs of figures and tables")
 
 # %% ../nbs/15_cli.ipynb #0792d581
@@ -121,6 +127,9 @@ def _paper_flags(p):
     p.add_argument("--runs", metavar="FOLDER", help="the run store; runs/ in the project")
     p.add_argument("--out", metavar="FOLDER", help="where to write; figures/PRESET in the project")
     p.add_argument("--force", action="store_true", help="make again what is up to date")
+    p.add_argument("--list-runs", action="store_true", help="make nothing; print the commands of the runs that are lacking, one a line")
+    p.add_argument("--plan", metavar="FILE", help="make nothing; write what all items need to this file (JSON), for a workflow")
+    p.add_argument("--no-page", action="store_true", help="do not write the page of all figures")
     _time_flag(p)
 
 def _gallery_flags(p):
@@ -154,13 +163,17 @@ def distill(args) -> int:
 
 # %% ../nbs/15_cli.ipynb #e789529b
 def run_(args) -> int:
-    "Make or find a whole run; prints accuracy and AUROC, and where it lies."
+    "Make or find a whole run, or other networks on its set; prints accuracy and AUROC, and where it lies."
     from trustdd.runs import _threads, load_or_run, needs_experts, run_buffer
+    from trustdd.transfer import changed, transfer
     if args.threads < 1: raise UserError(f"--threads {args.threads} must be 1 or more")
+    if args.networks and size() > 1: raise UserError("--networks are trained in one process; torchrun is for the run itself")
     exp = Experiment(**{f.name: getattr(args, f.name) for f in fields(Experiment) if hasattr(args, f.name)})
+    changed(exp, **args.networks) # refused before anything is made
     if exp.method == "mtt" and needs_experts(exp, args.runs, args.device): run_buffer(exp, args.runs, None, args.device)
     with _threads(args.threads): run = load_or_run(exp, args.runs, args.device)
     if not first(): return 0
+    if args.networks: run = transfer(run, args.device, **args.networks)
     accuracy, auroc = ("{:.1f} ± {:.1f}%".format(*pair) for pair in ((run.report.accuracy_mean, run.report.accuracy_std), run.report.mean_auroc()))
     print(f"accuracy {accuracy}, mean AUROC {auroc} ({run.report.n_nets} networks)\n{run.folder}")
     return 0
@@ -206,12 +219,13 @@ def paper(args) -> int:
         if args.workers < 1: raise UserError(f"--workers {args.workers} must be 1 or more")
         os.environ["TRUSTDD_WORKERS"] = str(args.workers)
     if args.preset not in PRESETS: raise UserError(f"preset = {args.preset!r} is unknown; choose one of: {', '.join(PRESETS)}")
+    if args.plan or args.list_runs: return _plan(args)
     out = Path(args.out or project_root()/"figures"/args.preset).resolve()
     done = run(args.preset, args.only, args.runs, out, force=args.force)
     (lines, failed), late = outcome(done, out), [e for e in done.values() if isinstance(e, OutOfTime)]
     made = len(lines) - failed - len(late)
     print("\n".join(lines), f"{made} of {len(lines)} made, in {out}", sep="\n")
-    if made: _show_gallery(done, out, args.runs)
+    if made and not args.no_page: _show_gallery(done, out, args.runs)
     if late and not failed: raise OutOfTime(f"{made} of {len(lines)} items made, {len(late)} left; {late[0]}")
     return 1 if failed else 0
 
@@ -221,6 +235,18 @@ def _show_gallery(done, out, runs):
     print(said(tally(e for e in entries(out) if e.name in done and not isinstance(done[e.name], Exception))))
     try: print(f"all on one page: {write_gallery(page_folder(out), runs)}")
     except UserError as e: print(f"no page of them: {e}") # the figures are made all the same
+
+# %% ../nbs/15_cli.ipynb #da828963
+def _plan(args) -> int:
+    "Write or print what the items need, without computing any of it."
+    from trustdd.config import atomic_write
+    from trustdd.workflow import lacking, plan
+    made = plan(args.preset, args.only, args.runs)
+    for name, item in made["items"].items():
+        if item["problem"]: complain(f"{name}: not all of its runs are planned: {item['problem']}")
+    if args.plan: atomic_write(args.plan, json.dumps(made, indent=1) + "\n")
+    if args.list_runs: print("".join(shlex.join(c) + "\n" for c in lacking(made, args.runs)), end="")
+    return 0
 
 # %% ../nbs/15_cli.ipynb #26041163
 def gallery(args) -> int:

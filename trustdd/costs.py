@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .config import OUTLIERS, Experiment, UserError, atomic_write, data_root, digest, pick_device, runs_root, to_dict, writable
 from .data import prepared
 from .distillation import DistilledSet, commit, distill
+from .planning import Later, planning
 from .runs import cores, fresh_processes, load_or_distill
 from .training import train
 
@@ -164,6 +165,7 @@ def measured(
     exps, runs, device = list(dict.fromkeys(exps)), Path(runs or runs_root()), pick_device(device)
     asked = dict(experiments=[to_dict(e) for e in exps], iterations=iterations)
     file = runs/"costs"/exps[0].preset/f"{digest(asked)}.json"
+    if planning(): return Later(sets=[load_or_distill(e, runs) for e in exps if e.method != "full"])
     if not file.exists(): _measure(exps, runs, iterations, asked, file, device, root, progress)
     return json.loads(file.read_text()) | dict(file=str(file.relative_to(runs)))
 

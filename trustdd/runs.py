@@ -25,6 +25,7 @@ from .distillation import DistilledSet, as_set, begin, check_same, distill, load
 from .evaluation import Logits, Report, collect_logits, report_from_logits
 from .gradient_matching import start
 from .ood import ood_metrics
+from .planning import noted, planning
 from .poe import outlier_pool
 from .ranks import agree, barrier, first, from_first, in_turn, share, size
 from .statistics import Scores, scores_of
@@ -147,6 +148,7 @@ def load_or_run(
 ) -> Run:
     "The finished run of `exp`, computed if it is not stored; raises `UserError` if its folder holds another configuration."
     folder, there = Path(runs or runs_root())/run_name(exp), lambda: _finished(exp, folder)
+    if planning(): return noted("run", exp, folder)
     if not from_first(there):
         if not agree(Laps().next()): raise OutOfTime(f"{run_name(exp)}: not begun")
         with in_turn(): judging_sets(exp, _possible(exp, folder, device, root), root)
@@ -227,6 +229,7 @@ def load_or_distill(
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
     if exp.method == "full": raise UserError("method = 'full' distils no set; choose dc, dsa, mtt or random")
     folder = Path(runs or runs_root())/run_name(exp)
+    if planning(): return noted("run", exp, folder) # the whole of it: other figures want it, too
     dataset = _distillable(exp, folder, device, root)
     with _claimed(exp, folder): _distilled(exp, dataset, folder, Path(runs or runs_root()), device, root, progress, every)
     return Run(exp, folder)
@@ -242,6 +245,7 @@ def run_all(
 ) -> list:
     "The finished runs of all `exps`, in their order; those that are not stored are computed in parallel."
     exps, runs = list(exps), Path(runs or runs_root())
+    if planning(): return [load_or_run(e, runs) for e in exps]
     missing = from_first(lambda: [e for e in dict.fromkeys(exps) if not _finished(e, runs/run_name(e))])
     try: _compute_all(missing, runs, processes(len(missing), workers), device, root, progress)
     except OutOfTime as e: raise OutOfTime(f"{sum(_finished(m, runs/run_name(m)) for m in missing)} of {len(missing)} runs finished; {e}") from None
@@ -319,6 +323,7 @@ def run_buffer(
 ) -> Buffer:
     "The experts of `exp` in the store; those missing are trained in parallel."
     folder, device = Path(runs or runs_root())/buffer_name(exp, root), pick_device(device)
+    if planning(): return noted("experts", exp, folder)
     dataset = prepared(exp, root)
     outlier_pool(exp, dataset, root) # before any process starts
     workers = 1 if size() > 1 else processes(len(missing_experts(exp, folder)), workers)

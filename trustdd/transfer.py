@@ -18,6 +18,7 @@ from .data import prepared
 from .distillation import DistilledSet
 from .evaluation import collect_logits, report_from_logits
 from .networks import build_network
+from .planning import noted, planning
 from .runs import Run, _threads, in_processes, processes
 from .statistics import scores_of
 from .training import train
@@ -68,6 +69,7 @@ def transfer(
     "Other networks on the set of `run`, trained and judged if they are not stored."
     exp = changed(run.exp, **changes)
     folder = _place(run, exp)
+    if planning(): return noted("networks", exp, folder, run)
     if not _there(folder):
         if not Laps().next(): raise OutOfTime(f"{folder}: not begun")
         with waited(FileLock(writable(folder)/".lock"), folder):
@@ -113,6 +115,7 @@ def transfers(
 ) -> list:
     "A `Transfer` for every pair, in their order."
     wanted, device = list(wanted), pick_device(device)
+    if planning(): return [transfer(run, **changes) for run, changes in wanted]
     missing = [(run, changes) for run, changes in wanted if not _there(_place(run, changed(run.exp, **changes)))]
     workers = processes(len(missing), workers)
     if device.type == "cpu" and missing:

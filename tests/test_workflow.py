@@ -1,0 +1,81 @@
+"The workflow makes runs side by side and then the figures; killed or out of time, it goes on; called again it has nothing to do."
+import json, os, signal, subprocess, sys, time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not find_spec("snakemake"), reason="snakemake is not installed: pip install '.[workflow]', with Python 3.11 or newer")
+
+# `trustdd` of this source tree, whatever is installed. The first time, the run with POE gets one second, which is not enough.
+COMMAND = f"""#!/bin/sh
+here=$(dirname "$0")
+case "$*" in "run "*"--outliers poe "*) mkdir "$here/late" 2>/dev/null && set -- "$@" --time-budget 1;; esac
+echo "$*" >> "$here/commands"
+PYTHONPATH={ROOT} OMP_NUM_THREADS=1 exec {sys.executable} -m trustdd "$@"
+"""
+
+
+@pytest.fixture
+def snakemake(tmp_path):
+    "`snakemake(items, words…, settings)`: start it in an empty folder; `finished` waits for it."
+    command = tmp_path/"trustdd"
+    command.write_text(COMMAND)
+    command.chmod(0o755)
+    started = []
+    def start(only, *words, settings=()):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTDD_") or k == "TRUSTDD_DATA"} | {"XDG_CACHE_HOME": str(tmp_path/"cache")}
+        given = ["preset=smoke", f"only={only}", f"trustdd={command}", "device=cpu", *settings]
+        started.append(subprocess.Popen([sys.executable, "-m", "snakemake", "--snakefile", str(ROOT/"workflow"/"Snakefile"), *map(str, words), "--config", *given],
+                                        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True))
+        return started[-1]
+    yield start
+    for child in started:
+        if child.poll() is None: os.killpg(child.pid, signal.SIGKILL); child.wait()
+
+
+def finished(child):
+    "What it said, after it has ended with 0."
+    out, _ = child.communicate(timeout=600)
+    assert child.returncode == 0, out
+    return out
+
+
+def commands(tmp_path, *having):
+    "The commands given so far that have all of these words."
+    return [c for c in (tmp_path/"commands").read_text().splitlines() if all(h in c for h in having)]
+
+
+def test_killed_out_of_time_made_and_asked_again(snakemake, tmp_path):
+    runs, figures = tmp_path/"runs", tmp_path/"figures"/"smoke"
+    killed = snakemake("fig02", "--cores", "2", "--retries", "1")
+    while not list(runs.rglob("config.json")) or len(commands(tmp_path, "run ", "--outliers poe")) < 2: # a run has begun; the one out of time is sent again
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL) # and all of its jobs
+    killed.wait()
+    assert commands(tmp_path, "run ", "--time-budget 1") and not (figures/"fig02.json").exists()
+    finished(snakemake("fig02", "--cores", "2"))
+    assert len(list(runs.rglob("report.json"))) == 2 and (figures/"index.html").exists()
+    files = {p: p.stat().st_mtime_ns for folder in (runs, figures) for p in folder.rglob("*") if p.is_file()}
+    assert "Nothing to be done" in finished(snakemake("fig02", "--cores", "2"))
+    assert files == {p: p.stat().st_mtime_ns for p in files}
+    alone = subprocess.run([tmp_path/"trustdd", "paper", "--preset", "smoke", "--only", "fig02", "--runs", tmp_path/"other", "--out", tmp_path/"alone", "--no-page"], capture_output=True, text=True)
+    assert not alone.returncode and (tmp_path/"alone"/"fig02.csv").read_bytes() == (figures/"fig02.csv").read_bytes(), alone.stderr
+
+
+def test_experts_come_first_and_the_cluster_profile_is_understood(snakemake, tmp_path):
+    "A dry run of a table with trajectory matching and one with other networks; nothing is begun."
+    words, cluster = ["--dry-run", "--printshellcmds"], find_spec("snakemake_executor_plugin_slurm")
+    said = finished(snakemake("tab03,fig18", *words, *(["--workflow-profile", ROOT/"workflow"/"profiles"/"slurm"] if cluster else ["--cores", "1"])))
+    assert not cluster or "--time-budget 7020" in said and "runtime=120" in said
+    first = lambda *parts: next(i for i, line in enumerate(said.splitlines()) if all(p in line for p in parts))
+    assert first("/trustdd buffers ") < first("/trustdd run ", "--method mtt") < first("/trustdd paper ", "--only tab03") < first("/trustdd gallery ")
+    assert first("/trustdd run ", "--method dsa") < first("/trustdd run ", "--networks model=") < first("/trustdd paper ", "--only fig18")
+    assert not (tmp_path/"figures").exists() and not (tmp_path/"runs").exists()
+
+
+def test_a_setting_that_there_is_not(snakemake):
+    child = snakemake("fig02", "--dry-run", "--cores", "1", settings=["prest=quick"])
+    assert "prest" in child.communicate()[0] and child.returncode
