@@ -229,8 +229,8 @@ def unchanged_said(kept):
 
 def atlas_said(kept):
     "What atlas.json says, as texts: how long figures and tables take from nothing."
-    lines = [["preset", "items", "commit", "of", "seconds", "of processor time", ".csv the same as in the line above"]]
-    lines += [[r["preset"], f"{r['items']}{': ' + r['only'].replace(',', ', ') if r['only'] else ' (all)'}", r["commit"], r["committed"], f"{r['seconds']:.0f}", f"{r['cpu_seconds']:.0f}",
+    lines = [["preset", "items", "commit", "of", "seconds", ".csv the same as in the line above"]]
+    lines += [[r["preset"], f"{r['items']}{': ' + r['only'].replace(',', ', ') if r['only'] else ' (all)'}", r["commit"], r["committed"], f"{r['seconds']:.0f}",
                "" if r["same_csv"] is None else f"{r['same_csv']} of {r['items']}"] for r in kept]
     return [markdown(lines), "`atlas.json`: from nothing, after set-up; " + "; ".join(sorted({f"{r['machine']}, torch {r['torch']}, {r['date']}" for r in kept})) + "."]
 
