@@ -8,7 +8,7 @@ __all__ = ['IMPORTED', 'LATE', 'field_help', 'convert', 'Parser', 'add_fields', 
 
 # %% ../nbs/15_cli.ipynb #2300823e
 import argparse, inspect, json, os, re, shlex, shutil, sys, warnings
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import trustdd
@@ -19,7 +19,7 @@ from .ranks import complain, first, from_first, in_turn, joined, own_device, qui
 # %% ../nbs/15_cli.ipynb #1530e7da
 def field_help() -> dict:
     "Field of `Experiment` → the comment behind it."
-    lines = re.findall(r"^    (\w+):[^#\n]*# (.+)$", inspect.getsource(Experiment), re.M)
+    lines = re.findall(r"^    (\w+):[^#\n]*# (.+)$", "".join(inspect.getsource(c) for c in Experiment.__mro__ if is_dataclass(c)), re.M)
     return {name: text.replace("%", "%%") for name, text in lines}
 
 # %% ../nbs/15_cli.ipynb #db145eb3

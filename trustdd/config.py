@@ -176,14 +176,19 @@ CHOICES = dict(method=METHODS, outliers=OUTLIERS, preset=tuple(PRESETS), metric=
 
 # %% ../nbs/00_config.ipynb #999f509e
 @dataclass(frozen=True)
-class Experiment:
-    "One run in full; fields left None are filled from the preset. Raises `UserError` naming field, value and choices."
+class _Asked:
+    "What is asked."
     dataset:str=None            # a name such as "digits" or "cifar10", or a folder of class folders
     method:str="dsa"            # dc, dsa, mtt, or the baselines random (real images) and full (all of them)
     outliers:str="none"         # none, oe (real auxiliary images), poe (corrupted training images)
     ipc:int=10                  # images per class
     seed:int=0                  # of everything that is drawn
     preset:str="quick"          # smoke, quick, cifar or paper
+
+# %% ../nbs/00_config.ipynb #a790af95
+@dataclass(frozen=True)
+class _Matched(_Asked):
+    "How it is distilled."
     iterations:int=None         # fresh networks to match on; for mtt, students
     outer:int=None              # matching steps per network
     inner:int=None              # epochs of network training between two of them
@@ -202,6 +207,11 @@ class Experiment:
     distill_outliers:bool=True  # False: keep the outliers as drawn
     aux:str=None                # OE: the auxiliary data set; "" is the data set's usual one
     zca:bool=None               # whiten the images (ZCA)
+
+# %% ../nbs/00_config.ipynb #0832b53e
+@dataclass(frozen=True)
+class _Followed(_Matched):
+    "What trajectory matching needs besides."
     experts:int=None            # mtt: expert trajectories to match
     train_epochs:int=None       # mtt: epochs of each expert
     lr_teacher:float=None       # mtt: step size of the experts
@@ -213,12 +223,22 @@ class Experiment:
     batch_syn:int=None          # mtt: synthetic images per step of the student; 0 for all
     syn_lr:float=None           # mtt: the student's step size α before the first iteration
     lr_lr:float=None            # mtt: step size on α
+
+# %% ../nbs/00_config.ipynb #9f5e9426
+@dataclass(frozen=True)
+class _Networked(_Followed):
+    "With which network."
     model:str="convnet"         # convnet, mlp, lenet, alexnet, vgg11 or resnet18
     width:int=None              # channels of the ConvNet
     depth:int=None              # blocks of the ConvNet
     norm:str="instance"         # none, batch, layer, instance or group
     act:str="relu"              # relu, leakyrelu or sigmoid
     pool:str="avg"              # avg, max or none
+
+# %% ../nbs/00_config.ipynb #93eb4716
+@dataclass(frozen=True)
+class Experiment(_Networked):
+    "One run in full; fields left None are filled from the preset. Raises `UserError` naming field, value and choices."
     n_nets:int=None             # networks trained on the result
     epochs:int=None             # epochs of their training
     lr_eval:float=0.01          # their step size, divided by ten after half the epochs; for mtt the learned α instead

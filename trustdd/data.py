@@ -91,24 +91,44 @@ class Dataset:
         if key not in self._constants:
             with torch.inference_mode(False): self._constants[key] = torch.tensor(values, dtype=torch.float32, device=x.device).view(-1, 1, 1)
         return self._constants[key]
-    def normalise(self, x, device=None) -> torch.Tensor:
-        "uint8, or float in [0, 1], of shape (..., C, H, W) as normalised float32 (whitened, if `zca` is set), on `device` if given."
-        x = to_device(x, device) if device is not None else x
-        if self.zca is not None: return self.zca.apply(x)
-        mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
-        if x.dtype == torch.uint8: return x.float().div_(255).sub_(mean).div_(std) # one float copy, not four
-        return (x.float() - mean) / std
-    def denormalise(self, x) -> torch.Tensor:
-        "Normalised images back in [0, 1], clipped."
-        if self.zca is not None: return self.zca.undo(x).clamp(0, 1)
-        return (x * self._per_channel(self.std, x) + self._per_channel(self.mean, x)).clamp(0, 1)
-    def holdout(self, fraction:float, seed:int) -> "Dataset":
-        "The training images only: a `fraction` of each class becomes the test set, mean and std follow from the rest."
-        if self.zca is not None: raise UserError(f"{self.name} is whitened by all of its training images; hold out first, then whiten: holdout(...).whitened()")
-        if not 0 < fraction < 1: raise UserError(f"fraction = {fraction!r} must lie between 0 and 1")
-        kept, held = stratify(self.labels, fraction, seed, "holdout")
-        return from_tensors(self.name, self.images[kept], self.labels[kept], self.images[held], self.labels[held], self.classes,
-                            f"{self.source}; of its training images {len(held):,} are held out as test images (seed {seed})")
+
+# %% ../nbs/01_data.ipynb #330a1b13
+def _normalise(
+    self,
+    x:torch.Tensor, # (..., C, H, W): uint8, or float in [0, 1]
+    device=None,    # where to put them; where they are if None
+) -> torch.Tensor:
+    "Images as normalised float32 (whitened, if `zca` is set)."
+    x = to_device(x, device) if device is not None else x
+    if self.zca is not None: return self.zca.apply(x)
+    mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
+    if x.dtype == torch.uint8: return x.float().div_(255).sub_(mean).div_(std) # one float copy, not four
+    return (x.float() - mean) / std
+
+def _denormalise(
+    self,
+    x:torch.Tensor, # (..., C, H, W), normalised
+) -> torch.Tensor:
+    "Normalised images back in [0, 1], clipped."
+    if self.zca is not None: return self.zca.undo(x).clamp(0, 1)
+    return (x * self._per_channel(self.std, x) + self._per_channel(self.mean, x)).clamp(0, 1)
+
+Dataset.normalise, Dataset.denormalise = _normalise, _denormalise
+
+# %% ../nbs/01_data.ipynb #5440ceb5
+def _holdout(
+    self,
+    fraction:float, # of each class, between 0 and 1
+    seed:int,       # of the draw
+) -> Dataset:
+    "The training images only: a fraction of each class becomes the test set, mean and std follow from the rest. Raises `UserError` for a whitened set."
+    if self.zca is not None: raise UserError(f"{self.name} is whitened by all of its training images; hold out first, then whiten: holdout(...).whitened()")
+    if not 0 < fraction < 1: raise UserError(f"fraction = {fraction!r} must lie between 0 and 1")
+    kept, held = stratify(self.labels, fraction, seed, "holdout")
+    return from_tensors(self.name, self.images[kept], self.labels[kept], self.images[held], self.labels[held], self.classes,
+                        f"{self.source}; of its training images {len(held):,} are held out as test images (seed {seed})")
+
+Dataset.holdout = _holdout
 
 # %% ../nbs/01_data.ipynb #2b91f0e7
 def _pixels(what, x):

@@ -201,6 +201,7 @@ def distill(
         else: state, threads = _match(_method(exp, dataset, pool, device, buffer, root, progress), exp, device, checkpoint, every, on_step, progress)
     return as_set(exp, state, dataset, provenance(exp, dataset, device) | dict(threads=threads))
 
+# %% ../nbs/08_distillation.ipynb #0dc4e8e7
 def as_set(
     exp:Experiment,     # what was made
     state,              # a `MatchingState` or `TrajectoryState`
@@ -216,6 +217,7 @@ def begin(exp:Experiment, dataset:Dataset, pool=None, device="cpu"):
     "The state before the first iteration, of either kind of matching."
     return (start_trajectories if exp.method == "mtt" else start)(exp, dataset, pool, device)
 
+# %% ../nbs/08_distillation.ipynb #72923774
 def _method(exp, dataset, pool, device, buffer, root, progress):
     "(its start, its loop): what gradient and trajectory matching have in common."
     first = partial(begin, exp, dataset, pool, device)

@@ -98,6 +98,7 @@ def _threads(n):
     try: yield
     finally: torch.set_num_threads(before)
 
+# %% ../nbs/12_runs.ipynb #ea8ef382
 def _distilled(exp, dataset, folder, runs, device, root, progress, every):
     "The distilled set of `exp`, made or found, and the seconds that its iterations took."
     file, checkpoint, log = (folder/name for name in ("distilled.safetensors", "checkpoint.safetensors", "log.jsonl"))
@@ -118,6 +119,7 @@ def _distilled(exp, dataset, folder, runs, device, root, progress, every):
         return _seconds(log)
     return syn, from_first(keep_all)
 
+# %% ../nbs/12_runs.ipynb #3d9712c8
 def _log(exp, state):
     "One line an iteration; the last one with the seconds of all."
     names = ("loss", "syn_lr") if exp.method == "mtt" else ("loss", "loss_outliers")
@@ -130,6 +132,7 @@ def _seconds(log):
     lines = log.read_text().splitlines() if log.exists() else []
     return json.loads(lines[-1]).get("seconds", 0) if lines else 0
 
+# %% ../nbs/12_runs.ipynb #a7834445
 def _found(exp, file, checkpoint):
     "The distilled set in `file`, if it is that of `exp`; a checkpoint that outlived it is removed."
     syn = DistilledSet.load(file)
