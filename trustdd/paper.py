@@ -30,7 +30,7 @@ from .statistics import paired_difference, paired_differences, parts, signed
 # %% ../nbs/14_paper.ipynb #bd99665a
 SCOPE = {
     "smoke": dict(ipcs=(1, 2), ipc=2, seeds=(0,), many_seeds=1, mtt_ipcs=(1, 2), mtt_seeds=(0,)),
-    "quick": dict(ipcs=(1, 5, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1, mtt_ipcs=(1, 10), mtt_seeds=(0,)),
+    "quick": dict(ipcs=(1, 5, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1, mtt_ipcs=(1, 10), mtt_seeds=(0, 1, 2)),
     "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1, mtt_ipcs=(1,), mtt_seeds=(0,)),
     "paper": dict(ipcs=(1, 10, 50), ipc=10, seeds=(0,), many_seeds=1, mtt_ipcs=(1, 10, 50), mtt_seeds=(0,)),
 }
@@ -269,7 +269,8 @@ def verdict(item:Item, claim:str, held, numbers:str) -> Verdict:
 def _facts(item, runs, v, extra):
     meta = {**about(item, runs), **(extra or {}), "held": v.held}
     seeds = ("seed " if len(meta["seeds"]) == 1 else "seeds ") + ", ".join(map(str, meta["seeds"]))
-    line = f"{meta['dataset']}, preset {meta['preset']}, {seeds}; {meta['n_nets']} networks per seed"
+    nets = sorted({len(r.report.accuracy) for r in runs}) or [0]
+    line = f"{meta['dataset']}, preset {meta['preset']}, {seeds}; {' to '.join(map(str, sorted({nets[0], nets[-1]})))} networks per seed"
     return meta, line if runs else f"{meta['dataset']}, preset {meta['preset']}"
 
 def hand_in_figure(item:Item, fig, frame, caption:str, v:Verdict, runs=(), extra=None):
