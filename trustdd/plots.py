@@ -19,11 +19,11 @@ _all_ = ["COLUMN", "FULL", "METHOD_COLOURS", "METHOD_LABELS", "SIDE_COLOURS", "c
          "panels", "render", "save_figure", "save_table", "style", "wide"]
 
 # %% ../nbs/13_plots.ipynb #1dbd3a5c
-def facets(frame, panel, xlabel, ylabel, width, height):
+def facets(frame, panel, xlabel, ylabel, width, height, share=True):
     "One axes per value of column `panel` (one if None): the figure and a list of (axes, rows of the frame)."
     names = list(frame[panel].unique()) if panel else [None]
     n_cols = min(len(names), 4 if width > COLUMN else 2)
-    fig, axes = panels(-(-len(names) // n_cols), n_cols, width, height, sharex=True, sharey=True)
+    fig, axes = panels(-(-len(names) // n_cols), n_cols, width, height, sharex=True, sharey=share)
     for ax in axes.flat[len(names):]: ax.remove()
     for ax in axes.flat[max(len(names) - n_cols, 0):len(names)]: ax.xaxis.set_tick_params(labelbottom=True)
     for ax, name in zip(axes.flat, names): ax.set_title("" if name is None else str(name))
@@ -48,11 +48,12 @@ def curves(
     mean:str="mean",      # column of the heights
     std:str="std",        # column of half the bands' widths; not drawn if there is none
     logx:bool=False,      # logarithmic horizontal axis, ticks at the values
+    share:bool=True,      # one vertical scale for all panels
     width:float=COLUMN,   # inches
     height:float=2.2,     # inches, of a row of panels
 ):
     "Lines with bands of one standard deviation."
-    fig, parts = facets(frame, panel, xlabel, ylabel, width, height)
+    fig, parts = facets(frame, panel, xlabel, ylabel, width, height, share)
     for ax, part in parts:
         for i, name in enumerate(frame[by].unique()):
             one, how = part[part[by] == name].sort_values(x), look(name, i)
