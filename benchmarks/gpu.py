@@ -16,7 +16,8 @@ from measuring import CLASSES, SHAPE, cell, differences, gemm_rate, has_cifar10,
 from trustdd.augment import draw
 from trustdd.buffers import make_buffer
 from trustdd.config import Experiment, UserError, pick_device, stream
-from trustdd.data import from_tensors, load_dataset
+from trustdd.data import load_dataset
+from trustdd.dataset import from_tensors
 from trustdd.distillation import distill
 from trustdd.evaluation import collect_logits, report_from_logits
 from trustdd.gradient_matching import real_rows

@@ -5,7 +5,8 @@ import torch
 
 from measuring import CLASSES, alone, cell, first_to_go, has_cifar10, memory, pictures, tf32, timed, write_tree
 from trustdd.config import Experiment, data_root
-from trustdd.data import from_tensors, load_dataset
+from trustdd.data import load_dataset
+from trustdd.dataset import from_tensors
 from trustdd.distillation import distill
 from trustdd.evaluation import evaluate
 from trustdd.training import train

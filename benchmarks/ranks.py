@@ -11,7 +11,7 @@ import torch
 
 from measuring import CLASSES, HERE, SHAPE, machine, pictures
 from trustdd.config import Experiment, atomic_write, stream
-from trustdd.data import from_tensors
+from trustdd.dataset import from_tensors
 from trustdd.distillation import commit
 from trustdd.gradient_matching import _match_images, _match_outliers, images_seen, sgd_epoch, start
 from trustdd.networks import compiled, from_experiment

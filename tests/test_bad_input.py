@@ -12,7 +12,8 @@ from safetensors.torch import save as tensor_bytes
 
 from trustdd.cli import main
 from trustdd.config import Experiment, UserError, run_name, to_dict
-from trustdd.data import from_tensors, load_dataset
+from trustdd.data import load_dataset
+from trustdd.dataset import from_tensors
 from trustdd.distillation import DistilledSet, distill
 from trustdd.evaluation import Report
 from trustdd.paper import paper

@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 # What the outside relies on. Each name is loaded from its module when it is first used, so `import trustdd` costs next to nothing.
 _HOME = {
     "Experiment": "config", "UserError": "config", "PRESETS": "config", "stream": "config",
-    "Dataset": "data", "load_dataset": "data", "from_tensors": "data", "load_ood": "data", "load_aux": "data", "ood_suite": "data",
+    "Dataset": "dataset", "from_tensors": "dataset", "load_dataset": "data", "load_ood": "data", "load_aux": "data", "ood_suite": "data",
     "build_network": "networks", "corrupt": "poe",
     "DistilledSet": "distillation", "distill": "distillation",
     "import_set": "importing",

@@ -26,7 +26,8 @@ from .allocator import keep_memory
 from .augment import augment, draw
 from .budget import Laps, acquire, lapped, out_of_time
 from .config import Experiment, UserError, atomic_write, data_name, digest, stream, to_device, to_dict, writable
-from .data import Dataset, image_stamp, prepared
+from .data import image_stamp, prepared
+from .dataset import Dataset
 from .gradient_matching import omega_on, training_loss
 from .networks import compiled, from_experiment, initialise
 from .poe import outlier_pool

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from .config import UserError, check_choice, pick_device, stream
-from .data import Dataset
+from .dataset import Dataset
 from .networks import Network
 from .ood import SCORES, msp, ood_metrics
 

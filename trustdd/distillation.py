@@ -22,7 +22,8 @@ from .allocator import keep_memory
 from .budget import Laps, OutOfTime, out_of_time
 from .buffers import buffer_name, make_buffer
 from .config import Experiment, UserError, atomic_write, data_root, pick_device, project_root, runs_root, to_dict
-from .data import Dataset, load_dataset, prepared
+from .data import load_dataset, prepared
+from .dataset import Dataset
 from .gradient_matching import MatchingState, gradient_matching, start
 from .networks import arithmetic, precision
 from .poe import outlier_pool

@@ -16,7 +16,7 @@ from torch import nn
 
 from .augment import Omega, augment, draw
 from .config import Experiment, UserError, stream, to_device
-from .data import Dataset
+from .dataset import Dataset
 from .networks import compiled, from_experiment, initialise
 from .ranks import gather_rows, share
 

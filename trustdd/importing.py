@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from .config import Experiment, UserError, check_choice, trajectory_settings
-from .data import Dataset, load_dataset
+from .data import load_dataset
+from .dataset import Dataset
 from .distillation import DistilledSet, provenance
 
 # %% ../nbs/09_importing.ipynb #0889248e

@@ -7,7 +7,8 @@ __all__ = ['DIGIT_SETS', 'have', 'how_to_get', 'within_reach', 'three_kinds', 'i
            'digit_runs', 'notice']
 
 # %% ../nbs/14_optional.ipynb #eeff6cce
-from .data import AUX, DOWNLOADS, NOISES, PATCHES, _ask, default_aux, ood_suite, where
+from .data import AUX, _ask, default_aux, ood_suite, where
+from .images import DOWNLOADS, NOISES, PATCHES
 from .files import panels, style
 
 # %% ../nbs/14_optional.ipynb #f1052f37

@@ -16,7 +16,7 @@ from .allocator import keep_memory
 from .budget import out_of_time
 from .buffers import at_once, fill, flatten, even_groups, recorded, side_by_side, gradients_of_stack
 from .config import Experiment, UserError, pick_device, stream
-from .data import Dataset
+from .dataset import Dataset
 from .distillation import DistilledSet
 from .gradient_matching import sgd_epoch, training_batches
 from .keeping import Shelf, description, title

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from .augment import Omega, augment, draw
 from .buffers import Buffer, unflatten
 from .config import Experiment, stream
-from .data import Dataset
+from .dataset import Dataset
 from .gradient_matching import start as start_images, training_loss
 from .networks import from_experiment
 from .ranks import from_first

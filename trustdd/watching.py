@@ -10,7 +10,8 @@ import json, shutil
 from pathlib import Path
 
 from .config import Experiment, atomic_write
-from .data import Dataset, default_aux
+from .data import default_aux
+from .dataset import Dataset
 from .distillation import as_set
 from .evaluation import Report, collect_logits, outside_sets, report_from_logits
 from .poe import aux_images

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .augment import Omega, augment
 from .config import Experiment
-from .data import Dataset
+from .dataset import Dataset
 from .gradient_matching import MatchingState, iteration, training_loss
 from .ranks import gather_rows, share, size
 from .stacked import stackable, stacked_loss
