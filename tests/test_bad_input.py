@@ -14,8 +14,8 @@ from trustdd.cli import main
 from trustdd.config import Experiment, UserError, run_name, to_dict
 from trustdd.data import from_tensors, load_dataset
 from trustdd.distillation import DistilledSet, distill
-from trustdd.evaluation import Report
 from trustdd.paper import paper
+from trustdd.report import Report
 from trustdd.runs import load_or_run
 
 SMALL = "--preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --device cpu".split()

@@ -15,8 +15,8 @@ from . import plots
 from .config import PRESETS, Experiment, UserError, check_choice, project_root, runs_root
 from .data import default_aux
 from .distillation import commit
-from .evaluation import combine
 from .ood import METRICS
+from .report import combine
 from .runs import run_all
 from .statistics import paired_difference, paired_differences, parts, signed
 
