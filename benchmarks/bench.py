@@ -21,11 +21,12 @@ from trustdd.augment import draw
 from trustdd.config import Experiment, UserError, atomic_write, check_choice, data_root, pick_device, stream
 from trustdd.data import _dataset as datasets_in_memory, load_dataset
 from trustdd.dataset import from_tensors
-from trustdd.evaluation import collect_logits, report_from_logits
 from trustdd.gradient_matching import _match_images, _match_outliers, images_seen, real_rows, sgd_epoch, start
+from trustdd.logits import collect_logits
 from trustdd.networks import compiled, from_experiment, initialise
 from trustdd.ood import METRICS, SCORES
 from trustdd.poe import outlier_pool
+from trustdd.report import report_from_logits
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from trustdd.config import Experiment, UserError, pick_device, stream
 from trustdd.data import load_dataset
 from trustdd.dataset import from_tensors
 from trustdd.distillation import distill
-from trustdd.evaluation import collect_logits, report_from_logits
 from trustdd.gradient_matching import real_rows
+from trustdd.logits import collect_logits
 from trustdd.networks import from_experiment
 from trustdd.poe import outlier_pool
+from trustdd.report import report_from_logits
 from trustdd.training import train
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ import torch
 from measuring import HERE, machine
 from trustdd.config import OUTLIERS, Experiment, UserError, atomic_write, check_choice, project_root, run_name
 from trustdd.distillation import commit
-from trustdd.evaluation import combine
+from trustdd.report import combine
 from trustdd.runs import Run, run_all
 
 PUBLISHED = project_root()/"published"

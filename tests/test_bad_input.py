@@ -15,8 +15,8 @@ from trustdd.config import Experiment, UserError, run_name, to_dict
 from trustdd.data import load_dataset
 from trustdd.dataset import from_tensors
 from trustdd.distillation import DistilledSet, distill
-from trustdd.evaluation import Report
 from trustdd.paper import paper
+from trustdd.report import Report
 from trustdd.runs import load_or_run
 
 SMALL = "--preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --device cpu".split()

@@ -7,7 +7,7 @@ import torch
 
 from trustdd.config import Experiment, run_name, to_dict
 from trustdd.distillation import load_checkpoint
-from trustdd.evaluation import Logits
+from trustdd.logits import Logits
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(dataset="digits", preset="smoke", ipc=1, iterations=3, n_nets=3, epochs=2, n_test=20, ood=("gaussian", "skimage-text"))

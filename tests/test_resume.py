@@ -23,7 +23,7 @@ WATCHED = replace(MTT, holdout=0.2, watch=(0, 2, 4), ood=())
 # "mark" is a file with a line for each computation, "experts" one with a line for each time that an expert was begun or gone on with.
 SERVER = """
 import itertools, json, os, signal, sys, time, torch
-import trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training, trustdd.watching
+import trustdd.gradient_matching, trustdd.logits, trustdd.runs, trustdd.training, trustdd.watching
 from trustdd.config import Experiment
 
 def deadly(holder, name, number, pause=0, torn=False):
@@ -141,7 +141,7 @@ MOMENTS = {
     "in the third iteration": ("gradient_matching", "match", 2 * MATCHES + 7),
     "with the set there": ("runs", "train", 1),
     "in training": ("training", "step_size", 2),
-    "in judging": ("evaluation", "predict", 2),
+    "in judging": ("logits", "predict", 2),
 }
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -331,7 +331,7 @@ MTT_MOMENTS = {
     "between a checkpoint and the next iteration": ("trajectory_matching", "iteration", 4),
     "between an iteration and its checkpoint": ("distillation", "save_checkpoint", 3),
     "in training": ("training", "step_size", 2),
-    "in judging": ("evaluation", "predict", 2),
+    "in judging": ("logits", "predict", 2),
 }
 
 @pytest.mark.parametrize("moment", MTT_MOMENTS)
@@ -453,7 +453,7 @@ LOOKS = { # after the experts the files are: line 0, checkpoint 1, line 2, check
     "in the look before the first iteration": ("training", "step_size", 2),
     "before its line is renamed": ("os", "replace", 2),
     "in the second look": ("training", "step_size", WATCHED.epochs + 2),
-    "in judging for the second look": ("evaluation", "predict", 4),
+    "in judging for the second look": ("logits", "predict", 4),
     "between the second look and its checkpoint": ("distillation", "save_checkpoint", 2),
     "in the last look": ("training", "step_size", 2 * WATCHED.epochs + 2),
     "between the last look and its checkpoint": ("distillation", "save_checkpoint", 4),

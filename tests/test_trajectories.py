@@ -16,7 +16,7 @@ from trustdd.cli import main
 from trustdd.config import Experiment, UserError, run_name
 from trustdd.data import load_dataset, prepared
 from trustdd.distillation import DistilledSet, distill, load_checkpoint
-from trustdd.evaluation import Logits, predict
+from trustdd.logits import Logits, predict
 from trustdd.runs import load_or_distill, load_or_run, run_buffer
 from trustdd.training import train
 

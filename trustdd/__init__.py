@@ -7,7 +7,7 @@ _HOME = {
     "build_network": "networks", "corrupt": "poe",
     "DistilledSet": "distillation", "distill": "distillation",
     "import_set": "importing",
-    "train": "training", "evaluate": "evaluation", "Report": "evaluation",
+    "train": "training", "evaluate": "evaluation", "Report": "report",
     "ood_metrics": "ood", "SCORES": "ood",
     "load_or_run": "runs", "run_all": "runs", "run_buffer": "runs", "Run": "runs", "publish": "runs",
 }

@@ -50,7 +50,7 @@ def within_reach(
 
 # %% ../nbs/14_optional.ipynb #31ec51fe
 def three_kinds(
-    item,       # has `experiments`, as `trustdd.paper.Item` has
+    item,       # has `experiments`, as `trustdd.claims.Item` has
     dataset,    # its name
     **fields,   # of `Experiment`; a list stands for each of its values
 ) -> list:

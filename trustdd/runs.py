@@ -22,12 +22,13 @@ from .buffers import Buffer, buffer_name, epochs_done, make_buffer, missing_expe
 from .config import Experiment, UserError, atomic_write, pick_device, run_name, runs_root, to_dict, writable
 from .data import image_stamp, prepared
 from .distillation import DistilledSet, as_set, begin, check_same, distill, load_checkpoint, provenance
-from .evaluation import Logits, Report, collect_logits, report_from_logits
 from .gradient_matching import start
+from .logits import Logits, collect_logits
 from .ood import ood_metrics
 from .planning import noted, planning
 from .poe import outlier_pool
 from .ranks import agree, barrier, first, from_first, in_turn, share, size
+from .report import Report, report_from_logits
 from .statistics import Scores, scores_of
 from .training import train
 from .watching import judging_sets, watch

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from .config import UserError, atomic_write, check_choice, stream, whole
-from .evaluation import Logits
+from .logits import Logits
 from .ood import METRICS, SCORES
 
 # %% ../nbs/11_statistics.ipynb #f396811c

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 from .config import Experiment, UserError, check_choice, project_root, runs_root
-from .evaluation import Report, mean_std
 from .files import METHOD_LABELS
 from .ood import METRICS, SCORES
+from .report import Report, mean_std
 
 # %% ../nbs/14_tracing.ipynb #ed507fe3
 STATISTICS = ("mean", "std", "networks")
@@ -196,7 +196,7 @@ def shares(
     found,  # sources
 ):
     "The share of a histogram's bin in percent, counted again from the logits of all runs; None if the row or the runs do not allow it."
-    from trustdd.evaluation import Logits
+    from trustdd.logits import Logits
     f = cell.fields
     score = SCORES.get(f.get("score") or "msp")
     if cell.column != "share" or not {"ood", "side", "left", "right"} <= set(f) or not score: return None

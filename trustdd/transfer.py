@@ -16,9 +16,10 @@ from .budget import Laps, OutOfTime, lapped, waited
 from .config import Experiment, UserError, atomic_write, check_choice, digest, pick_device, stream, to_dict, writable
 from .data import prepared
 from .distillation import DistilledSet
-from .evaluation import collect_logits, report_from_logits
+from .logits import collect_logits
 from .networks import build_network
 from .planning import noted, planning
+from .report import report_from_logits
 from .runs import Run, _threads, in_processes, processes
 from .statistics import scores_of
 from .training import train

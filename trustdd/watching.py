@@ -13,9 +13,11 @@ from .config import Experiment, atomic_write
 from .data import default_aux
 from .dataset import Dataset
 from .distillation import as_set
-from .evaluation import Report, collect_logits, outside_sets, report_from_logits
+from .evaluation import outside_sets
+from .logits import collect_logits
 from .poe import aux_images
 from .ranks import agree, first
+from .report import Report, report_from_logits
 from .training import train
 
 # %% ../nbs/11_watching.ipynb #35f63411
