@@ -24,7 +24,7 @@ from .statistics import paired_difference, paired_differences, parts, signed
 SCOPE = {
     "smoke": dict(ipcs=(1, 2), ipc=2, seeds=(0,), many_seeds=1, mtt_ipcs=(1, 2), mtt_seeds=(0,)),
     "quick": dict(ipcs=(1, 5, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1, mtt_ipcs=(1, 10), mtt_seeds=(0, 1, 2)),
-    "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1, mtt_ipcs=(1,), mtt_seeds=(0,)),
+    "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1, mtt_ipcs=(1,), mtt_seeds=(0, 1)),
     "paper": dict(ipcs=(1, 10, 50), ipc=10, seeds=(0,), many_seeds=1, mtt_ipcs=(1, 10, 50), mtt_seeds=(0,)),
 }
 
