@@ -48,14 +48,16 @@ class Item:
     out:str=""              # folder of the figure; figures/PRESET if empty
     runs:str=""             # folder of the run store; runs/ if empty
     many:bool=False         # does it compare many arrangements, over fewer seeds?
+    mtt:bool=False          # is it about trajectory matching, which has numbers of its own?
 
     def __post_init__(self):
         put = lambda k, v: object.__setattr__(self, k, v)
         check_choice("preset", self.preset, PRESETS)
         scope = SCOPE[self.preset]
+        ipcs, usual = (scope["mtt_ipcs"], scope["mtt_seeds"]) if self.mtt else ((scope["ipc"],), scope["seeds"])
         put("dataset", self.dataset or Experiment(preset=self.preset).dataset)
-        put("ipc", numbers(self.ipc) if self.ipc != "" else (scope["ipc"],))
-        put("seeds", numbers(self.seeds) if self.seeds != "" else scope["seeds"][:scope["many_seeds"] if self.many else None])
+        put("ipc", numbers(self.ipc) if self.ipc != "" else ipcs)
+        put("seeds", numbers(self.seeds) if self.seeds != "" else usual[:scope["many_seeds"] if self.many else None])
         put("out", Path(self.out) if self.out else project_root()/"figures"/self.preset)
         put("runs", Path(self.runs) if self.runs else runs_root())
 
