@@ -1,5 +1,5 @@
 "A wrong request gets one line that says what was wrong, exit status 2, and leaves no file behind; a right one of the user's own works."
-import errno, json, os, shutil, socket, subprocess, sys
+import errno, json, os, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as tensor_bytes
 
+from conftest import content, one_thread
 from trustdd.cli import main
 from trustdd.config import Experiment, UserError, run_name, to_dict
 from trustdd.data import load_dataset
@@ -21,52 +22,13 @@ from trustdd.runs import load_or_run
 
 SMALL = "--preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --device cpu".split()
 FIELDS = dict(preset="smoke", ipc=1, iterations=1, n_nets=1, epochs=1)
-
-
-@pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
-    "An empty project on one thread; what is stored or cached lies in it, and nothing can be downloaded."
-    def offline(*_): raise OSError("no internet in the tests")
-    project, threads = tmp_path/"project", torch.get_num_threads()
-    project.mkdir()
-    (project/"settings.ini").write_text("[DEFAULT]\n")
-    monkeypatch.chdir(project)
-    for name in ("TRUSTDD_DATA", "TRUSTDD_RUNS"): monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TRUSTDD_WORKERS", "1") # so that what --workers sets is undone
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(socket, "create_connection", offline)
-    monkeypatch.setattr(socket, "getaddrinfo", offline)
-    torch.set_num_threads(1)
-    yield project
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("project")
 
 
 @pytest.fixture(scope="module")
 def finished():
     "A distilled set of the digits."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield distill(Experiment(dataset="digits", outliers="poe", **FIELDS), device="cpu", progress=False)
-    torch.set_num_threads(threads)
-
-
-def content(folder):
-    "Relative path → bytes of every file below."
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-
-
-@pytest.fixture
-def refused(bench, capfd):
-    "Runs a command that must fail: one line on stderr, status 2, every file as it was. Returns the line."
-    def run(*words, status=2, here=bench):
-        before = content(here)
-        capfd.readouterr()
-        got, (out, err) = main([str(w) for w in words]), capfd.readouterr()
-        assert err.startswith("trustdd: ") and err.endswith("\n") and err.count("\n") == 1 and len(err) < 1000, err
-        assert (got, out) == (status, ""), err
-        assert content(here) == before
-        return err
-    return run
+    with one_thread(): yield distill(Experiment(dataset="digits", outliers="poe", **FIELDS), device="cpu", progress=False)
 
 
 def picture(path, size=(16, 16), mode="RGB", seed=0):
@@ -135,16 +97,16 @@ def test_wrong_words(refused, words, said):
     ("--select best", "best last best_on_test"),
     ("--seed one", "--seed one"),
 ], ids=str)
-def test_wrong_words_to_evaluate(refused, finished, bench, words, said):
-    finished.save(bench/"set.safetensors")
+def test_wrong_words_to_evaluate(refused, finished, project, words, said):
+    finished.save(project/"set.safetensors")
     line = refused("evaluate", "set.safetensors", "--out", "report", *words.split())
     for part in said.split(): assert part in line
 
 
-def test_a_data_set_that_does_not_fit_the_distilled_set(refused, finished, bench):
-    finished.save(bench/"set.safetensors")
+def test_a_data_set_that_does_not_fit_the_distilled_set(refused, finished, project):
+    finished.save(project/"set.safetensors")
     assert "shape" in refused("evaluate", "set.safetensors", "--dataset", "digits@16")
-    mine = tree(bench/"mine", size=(8, 8))
+    mine = tree(project/"mine", size=(8, 8))
     load_dataset(str(mine)) # decoded images are kept
     line = refused("evaluate", "set.safetensors", "--dataset", mine)
     assert "shape" in line or "classes" in line
@@ -155,9 +117,9 @@ def test_debug_shows_the_traceback():
 
 
 @pytest.mark.parametrize("ood, said", [(("nosuch",), "nosuch"), (("gaussian", "digits"), "in-distribution")], ids=str)
-def test_ood_sets_are_looked_at_before_anything_is_computed(bench, ood, said):
+def test_ood_sets_are_looked_at_before_anything_is_computed(project, ood, said):
     with pytest.raises(UserError, match=said): load_or_run(Experiment(dataset="digits", ood=ood, **FIELDS), device="cpu", progress=False)
-    assert list(content(bench)) == ["settings.ini"]
+    assert list(content(project)) == ["settings.ini"]
 
 
 def test_unknown_field_in_python():
@@ -167,40 +129,40 @@ def test_unknown_field_in_python():
 
 # --- the user's own pictures
 
-def test_empty_folder(refused, bench):
-    (bench/"mine").mkdir()
+def test_empty_folder(refused, project):
+    (project/"mine").mkdir()
     assert "no image in" in refused("distill", "--dataset", "./mine", *SMALL)
-    (bench/"mine"/"cat").mkdir()
-    (bench/"mine"/"cat"/"notes.txt").write_text("none yet")
+    (project/"mine"/"cat").mkdir()
+    (project/"mine"/"cat"/"notes.txt").write_text("none yet")
     assert "no image in" in refused("distill", "--dataset", "./mine", *SMALL)
 
 
-def test_one_class(refused, bench):
-    line = refused("distill", "--dataset", tree(bench/"mine", ["cat"]), *SMALL, here=bench/"mine")
+def test_one_class(refused, project):
+    line = refused("distill", "--dataset", tree(project/"mine", ["cat"]), *SMALL, here=project/"mine")
     assert "1 class (cat)" in line and "two or more" in line
 
 
-def test_pictures_in_no_class_folder(refused, bench):
-    for i in range(3): picture(bench/"mine"/f"{i}.png")
-    assert "CLASS/IMAGE" in refused("distill", "--dataset", "./mine", *SMALL, here=bench/"mine")
+def test_pictures_in_no_class_folder(refused, project):
+    for i in range(3): picture(project/"mine"/f"{i}.png")
+    assert "CLASS/IMAGE" in refused("distill", "--dataset", "./mine", *SMALL, here=project/"mine")
 
 
-def test_mixed_sizes(refused, bench):
-    mine = tree(bench/"mine", n=3)
+def test_mixed_sizes(refused, project):
+    mine = tree(project/"mine", n=3)
     picture(mine/"dog"/"large.png", (20, 16))
     line = refused("distill", "--dataset", mine, *SMALL)
     assert "mixed sizes" in line and "16x16" in line and "20x16" in line and "large.png" in line and "@SIDE" in line
     assert load_dataset(f"{mine}@16").shape == (3, 16, 16)
 
 
-def test_pictures_that_are_not_square(refused, bench):
-    mine = tree(bench/"mine", n=3, size=(12, 10))
+def test_pictures_that_are_not_square(refused, project):
+    mine = tree(project/"mine", n=3, size=(12, 10))
     assert "@S" in refused("distill", "--dataset", mine, *SMALL, here=mine)
     assert load_dataset(f"{mine}@8").shape == (3, 8, 8)
 
 
-def test_mixed_modes_are_converted(bench):
-    mine = tree(bench/"mine", n=3)
+def test_mixed_modes_are_converted(project):
+    mine = tree(project/"mine", n=3)
     for mode in ("L", "RGBA", "P", "LA", "1", "I;16"): picture(mine/"cat"/f"mode-{mode.replace(';', '')}.png", mode=mode)
     picture(mine/"dog"/"cmyk.jpg", mode="CMYK")
     made = load_dataset(str(mine))
@@ -209,8 +171,8 @@ def test_mixed_modes_are_converted(bench):
 
 
 @pytest.mark.parametrize("left", [0, 40, 0.5], ids=["nothing", "the head", "half"])
-def test_truncated_picture(refused, bench, left):
-    mine = tree(bench/"mine", n=3)
+def test_truncated_picture(refused, project, left):
+    mine = tree(project/"mine", n=3)
     file = mine/"dog"/"01.png"
     whole = file.read_bytes()
     file.write_bytes(whole[:left if left != 0.5 else len(whole) // 2])
@@ -220,8 +182,8 @@ def test_truncated_picture(refused, bench, left):
     assert main(["distill", "--dataset", str(mine), *SMALL]) == 0
 
 
-def test_more_images_than_a_class_has(refused, bench):
-    mine = tree(bench/"mine", n=4)
+def test_more_images_than_a_class_has(refused, project):
+    mine = tree(project/"mine", n=4)
     load_dataset(str(mine)) # decoded images are kept
     line = refused("distill", "--dataset", mine, *SMALL, "--ipc", "4")
     assert "ipc = 4" in line and "3 training images of class 'cat'" in line and "init = 'noise'" in line
@@ -239,42 +201,42 @@ def test_pixels_that_are_not_finite():
     with pytest.raises(UserError, match="2 classes"): from_tensors("mine", **{**good, "labels": y + 1})
 
 
-def test_own_pictures_from_folder_to_report(bench, capfd):
+def test_own_pictures_from_folder_to_report(project, capfd):
     "No download: the outliers and the OOD sets come with scikit-image."
     for name, size, asked in (("square", (16, 16), ""), ("oblong", (12, 10), "@16")):
-        mine = f"{tree(bench/name, size=size)}{asked}"
-        before = content(bench/name)
+        mine = f"{tree(project/name, size=size)}{asked}"
+        before = content(project/name)
         assert main(["distill", "--dataset", mine, "--outliers", "poe", *SMALL, "--out", f"{name}.safetensors"]) == 0, capfd.readouterr().err
         assert main(["evaluate", f"{name}.safetensors", "--out", f"report-{name}", "--device", "cpu"]) == 0, capfd.readouterr().err
         syn, report = DistilledSet.load(f"{name}.safetensors"), Report.load(f"report-{name}")
         assert syn.shape == (3, 16, 16) and syn.classes == ("cat", "dog") and len(syn.outliers) == 2
         assert report.sources["in"]["n"] == 4 and set(report.ood_values) == {"skimage-textures", "skimage-faces", "skimage-text", "gaussian", "uniform"}
-        assert sorted(content(bench/f"report-{name}")) == ["logits.safetensors", "ood.csv", "report.json"]
-        assert content(bench/name) == before
+        assert sorted(content(project/f"report-{name}")) == ["logits.safetensors", "ood.csv", "report.json"]
+        assert content(project/name) == before
 
 
 # --- where to write
 
 @pytest.fixture(params=["a file in the way", "/proc"])
-def nowhere(request, bench):
+def nowhere(request, project):
     "A folder that cannot be made, whoever asks."
     if request.param == "/proc" and not os.path.isdir("/proc/self"): pytest.skip("no /proc here")
-    (bench/"file").write_text("in the way")
-    return bench/"file"/"folder" if request.param != "/proc" else Path("/proc/none/folder")
+    (project/"file").write_text("in the way")
+    return project/"file"/"folder" if request.param != "/proc" else Path("/proc/none/folder")
 
 
-def test_unwritable_folder(refused, finished, bench, nowhere):
-    finished.save(bench/"set.safetensors")
-    (bench/"nbs"/"paper").mkdir(parents=True)
-    notebook(bench/"nbs"/"paper"/"fig01_good.ipynb", GOOD)
+def test_unwritable_folder(refused, finished, project, nowhere):
+    finished.save(project/"set.safetensors")
+    (project/"nbs"/"paper").mkdir(parents=True)
+    notebook(project/"nbs"/"paper"/"fig01_good.ipynb", GOOD)
     for words in (["distill", *SMALL, "--runs", nowhere], ["distill", *SMALL, "--out", nowhere/"x.safetensors"],
                   ["evaluate", "set.safetensors", "--out", nowhere], ["paper", "--preset", "smoke", "--out", nowhere]):
         line = refused(*words)
         assert "cannot write" in line and str(nowhere) in line
 
 
-def test_out_is_a_folder(refused, bench):
-    (bench/"there").mkdir()
+def test_out_is_a_folder(refused, project):
+    (project/"there").mkdir()
     assert "there" in refused("distill", *SMALL, "--out", "there")
 
 
@@ -288,23 +250,23 @@ def full_disk(monkeypatch, after=0):
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-def test_full_disk(refused, finished, bench, monkeypatch):
-    finished.save(bench/"set.safetensors")
+def test_full_disk(refused, finished, project, monkeypatch):
+    finished.save(project/"set.safetensors")
     full_disk(monkeypatch)
     for words in (["distill", *SMALL], ["distill", *SMALL, "--out", "out/x.safetensors"], ["evaluate", "set.safetensors", "--out", "report"]):
         assert "No space left on device" in refused(*words)
-    with pytest.raises(UserError, match="No space left"): finished.save(bench/"set.safetensors")
-    assert DistilledSet.load(bench/"set.safetensors").shape == (1, 8, 8) # the older file is untouched
+    with pytest.raises(UserError, match="No space left"): finished.save(project/"set.safetensors")
+    assert DistilledSet.load(project/"set.safetensors").shape == (1, 8, 8) # the older file is untouched
 
 
 @pytest.mark.parametrize("after", range(1, 6))
-def test_disk_fills_up_on_the_way(bench, monkeypatch, capfd, after):
+def test_disk_fills_up_on_the_way(project, monkeypatch, capfd, after):
     "What was written before is whole, what was not is not there; with room again the same command finishes."
     with monkeypatch.context() as m:
         full_disk(m, after)
         status, err = main(["distill", *SMALL, "--out", "x.safetensors"]), capfd.readouterr().err
     assert status == 2 and "No space left on device" in err.splitlines()[-1] and "Traceback" not in err
-    left = content(bench)
+    left = content(project)
     assert not [name for name in left if ".part" in name or "probe" in name]
     for name, data in left.items():
         if name.endswith(".json"): json.loads(data)
@@ -335,8 +297,8 @@ BROKEN = {"cut short": "cut short", "cut in the head": "cut short", "empty": "cu
           "NaN": "not finite", "strange labels": "labels outside its 10 classes", "no labels": "fitting shapes"}
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_broken_distilled_set(refused, finished, bench, how):
-    (bench/"set.safetensors").write_bytes(damaged(finished, how))
+def test_broken_distilled_set(refused, finished, project, how):
+    (project/"set.safetensors").write_bytes(damaged(finished, how))
     line = refused("evaluate", "set.safetensors", "--out", "report")
     assert "set.safetensors" in line and BROKEN[how] in line
 
@@ -411,21 +373,21 @@ def notebook(path, body):
 
 
 @pytest.fixture
-def atlas(bench):
-    folder = bench/"nbs"/"paper"
+def atlas(project):
+    folder = project/"nbs"/"paper"
     folder.mkdir(parents=True)
     notebook(folder/"fig01_good.ipynb", GOOD)
     notebook(folder/"tab01_broken.ipynb", "raise ValueError('no ink')")
     return folder
 
 
-def test_a_failing_notebook_does_not_stop_the_others(atlas, bench, capfd):
+def test_a_failing_notebook_does_not_stop_the_others(atlas, project, capfd):
     "The broken table comes first, the figure is made all the same."
     assert main(["paper", "--preset", "smoke"]) == 1
     out, err = capfd.readouterr()
     assert "fig01  made. The claim held" in out and "tab01  FAILED: ValueError: no ink" in out and "1 of 2 made" in out
     assert "Traceback" not in err
-    made = bench/"figures"/"smoke"
+    made = project/"figures"/"smoke"
     assert (made/"fig01.json").exists() and not list(made.glob("tab01*")) and not (made/".stamps"/"tab01").exists()
 
 
@@ -435,11 +397,11 @@ def test_wrong_words_to_paper(refused, atlas):
     assert "runs" in refused("paper", "--preset", "smoke", "--runs", "elsewhere") # these notebooks have no such parameter
 
 
-def test_unknown_parameter_of_a_notebook(atlas, bench):
+def test_unknown_parameter_of_a_notebook(atlas, project):
     "papermill itself would only warn, and run with the defaults."
-    before = content(bench)
+    before = content(project)
     with pytest.raises(UserError, match="colour.*choose one of: preset, out"): paper("smoke", parameters=dict(colour="red"), progress=False)
-    assert content(bench) == before and not (bench/"figures").exists()
+    assert content(project) == before and not (project/"figures").exists()
 
 
 def test_a_project_without_notebooks(refused):
@@ -455,18 +417,18 @@ def shell(*words, **kw):
     return subprocess.run([*start, *map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, **kw)
 
 
-def test_shell_wrong_word(bench):
+def test_shell_wrong_word(project):
     done = shell("distill", "--dataset", "nosuch", "--device", "cpu")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("trustdd: ") and done.stderr.count("\n") == 1 and "nosuch" in done.stderr
-    assert list(content(bench)) == ["settings.ini"]
+    assert list(content(project)) == ["settings.ini"]
 
 
-def test_shell_file_too_large(bench):
+def test_shell_file_too_large(project):
     "The system itself refuses to write more than 2 kB to a file: the set does not fit, and no part of it stays."
     resource = pytest.importorskip("resource")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
     done = shell("distill", *SMALL, preexec_fn=limit, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1] and os.strerror(errno.EFBIG) in done.stderr
-    assert not [n for n in content(bench) if n.endswith((".safetensors", ".part"))]
+    assert not [n for n in content(project) if n.endswith((".safetensors", ".part"))]

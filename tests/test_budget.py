@@ -20,14 +20,9 @@ BUDGET = RESERVE + 0.8
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_one_commit(monkeypatch):
-    monkeypatch.setattr("trustdd.distillation.commit", lambda: "a commit")
+def no_budget(one_commit, monkeypatch):
     for name in ("TRUSTDD_DEADLINE", "TRUSTDD_STOP", "TRUSTDD_LAPPED"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRUSTDD_WORKERS", "1") # so that what --workers sets is undone
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 "Other people's distilled sets are judged as ours are, to the last digit; their files can neither run anything nor slip in a wrong set."
-import json, pickle, socket, zipfile
+import json, pickle, zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import one_thread
 from trustdd.cli import main
 from trustdd.config import Experiment, UserError
 from trustdd.data import load_dataset
@@ -14,32 +15,13 @@ from trustdd.importing import import_set, read_torch
 
 SMALL = dict(preset="smoke", ipc=2, iterations=1, width=4, n_nets=2, epochs=3)
 FLAGS = "--preset smoke --width 4 --n-nets 2 --epochs 3".split()
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*(lr = None|pickle protocol):UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
-    "An empty project on one thread, without the internet."
-    def offline(*_): raise OSError("no internet in the tests")
-    threads = torch.get_num_threads()
-    (tmp_path/"settings.ini").write_text("[DEFAULT]\n")
-    monkeypatch.chdir(tmp_path)
-    for name in ("TRUSTDD_DATA", "TRUSTDD_RUNS"): monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(socket, "create_connection", offline)
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.usefixtures("project"), pytest.mark.filterwarnings("ignore:.*(lr = None|pickle protocol):UserWarning")]
 
 
 @pytest.fixture(scope="module")
 def made():
     "A distilled set of the digits with outliers."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield distill(Experiment(dataset="digits", outliers="poe", **SMALL), device="cpu", progress=False)
-    torch.set_num_threads(threads)
+    with one_thread(): yield distill(Experiment(dataset="digits", outliers="poe", **SMALL), device="cpu", progress=False)
 
 
 def as_mtt(syn, folder, lr=None, name="best"):
@@ -81,76 +63,76 @@ def same(a, b):
 @pytest.mark.parametrize("words, changes", [
     ([], {}), (["--index", "1"], {}), (["--method", "dc"], dict(method="dc")), (["--outliers", "poe"], dict(outliers="poe")), (["--outliers", "oe"], dict(outliers="oe")),
 ], ids=str)
-def test_dc_files_are_judged_as_ours(made, bench, words, changes):
-    file = as_dc(made, bench, outliers="outliers" in changes, first="--index" not in words)
+def test_dc_files_are_judged_as_ours(made, project, words, changes):
+    file = as_dc(made, project, outliers="outliers" in changes, first="--index" not in words)
     assert main(["import", str(file), "--dataset", "digits", *FLAGS, *words, "--out", "theirs.safetensors"]) == 0
-    same(judge("theirs.safetensors", bench/"a"), judge(ours(made, bench, **changes), bench/"b"))
+    same(judge("theirs.safetensors", project/"a"), judge(ours(made, project, **changes), project/"b"))
 
 
 @pytest.mark.parametrize("lr, flag", [(torch.tensor(0.03), []), (0.03, []), (None, ["--lr", "0.03"]), (None, [])], ids=str)
-def test_mtt_files_are_judged_as_ours(made, bench, lr, flag):
-    file = as_mtt(made, bench, lr)
+def test_mtt_files_are_judged_as_ours(made, project, lr, flag):
+    file = as_mtt(made, project, lr)
     assert main(["import", str(file), "--dataset", "digits", *FLAGS, *flag, "--out", "theirs.safetensors"]) == 0
     rate = import_set(file, dataset="digits", lr=flag[1] if flag else None).lr
     assert rate == (None if lr is None and not flag else pytest.approx(0.03))
-    theirs = judge("theirs.safetensors", bench/"a")
-    same(theirs, judge(ours(made, bench, lr=rate, method="mtt"), bench/"b"))
-    if rate: assert theirs["accuracy"] != judge(ours(made, bench, method="mtt"), bench/"c")["accuracy"] # the step size matters
+    theirs = judge("theirs.safetensors", project/"a")
+    same(theirs, judge(ours(made, project, lr=rate, method="mtt"), project/"b"))
+    if rate: assert theirs["accuracy"] != judge(ours(made, project, method="mtt"), project/"c")["accuracy"] # the step size matters
 
 
-def test_a_file_of_outliers_beside(made, bench):
-    torch.save(made.outliers, bench/"outliers.pt")
-    assert main(["import", str(as_mtt(made, bench, 0.03)), "--dataset", "digits", *FLAGS, "--outliers-file", "outliers.pt", "--outliers", "poe", "--out", "theirs.safetensors"]) == 0
-    same(judge("theirs.safetensors", bench/"a"), judge(ours(made, bench, lr=0.03, method="mtt", outliers="poe"), bench/"b"))
+def test_a_file_of_outliers_beside(made, project):
+    torch.save(made.outliers, project/"outliers.pt")
+    assert main(["import", str(as_mtt(made, project, 0.03)), "--dataset", "digits", *FLAGS, "--outliers-file", "outliers.pt", "--outliers", "poe", "--out", "theirs.safetensors"]) == 0
+    same(judge("theirs.safetensors", project/"a"), judge(ours(made, project, lr=0.03, method="mtt", outliers="poe"), project/"b"))
 
 
-def test_a_set_says_where_it_is_from(made, bench):
-    syn = import_set(as_mtt(made, bench, 0.03), dataset="digits")
+def test_a_set_says_where_it_is_from(made, project):
+    syn = import_set(as_mtt(made, project, 0.03), dataset="digits")
     syn.save("theirs.safetensors")
     again = DistilledSet.load("theirs.safetensors")
     assert again.lr == 0.03 and again.provenance["device"] == "imported" and again.provenance["imported"]["index"] is None
     assert {k: v["name"] for k, v in again.provenance["imported"]["files"].items()} == dict(images="images_best.pt", labels="labels_best.pt", lr="lr_best.pt")
     assert syn.experiment.epochs == 1000 and not syn.experiment.zca
-    assert str(bench) not in json.dumps(again.provenance)
+    assert str(project) not in json.dumps(again.provenance)
     assert again.experiment == Experiment(dataset="digits", method="mtt", ipc=2, preset="paper", zca=False)
 
 
-def test_a_data_set_of_another_size(bench):
+def test_a_data_set_of_another_size(project):
     digits = load_dataset("digits@16")
-    torch.save({"data": [[digits.normalise(digits.images[:10]), torch.arange(10)]]}, bench/"res_DSA_digits_ConvNet_1ipc.pt")
+    torch.save({"data": [[digits.normalise(digits.images[:10]), torch.arange(10)]]}, project/"res_DSA_digits_ConvNet_1ipc.pt")
     assert main(["import", "res_DSA_digits_ConvNet_1ipc.pt", "--dataset", "digits@16", *FLAGS, "--out", "theirs.safetensors"]) == 0
-    assert judge("theirs.safetensors", bench/"a")["experiment"]["dataset"] == "digits@16"
+    assert judge("theirs.safetensors", project/"a")["experiment"]["dataset"] == "digits@16"
 
 
-def test_whitened_images_are_judged_on_whitened_images(bench):
+def test_whitened_images_are_judged_on_whitened_images(project):
     from trustdd.data import prepared
     exp = Experiment(dataset="digits", preset="smoke", method="mtt", ipc=1, width=4, epochs=3, zca=True)
     digits = prepared(exp)
     chosen = torch.cat([digits.of_class(c)[:1] for c in range(10)])
     syn = DistilledSet(digits.normalise(digits.images[chosen]), torch.arange(10), torch.empty(0, 1, 8, 8), digits.classes, digits.mean, digits.std, dict(experiment=exp.__dict__))
     syn.save("ours.safetensors")
-    assert main(["import", str(as_mtt(syn, bench)), "--dataset", "digits", "--zca", *FLAGS, "--out", "theirs.safetensors"]) == 0
-    same(judge("theirs.safetensors", bench/"a"), judge("ours.safetensors", bench/"b"))
-    assert main(["import", str(as_mtt(syn, bench)), "--dataset", "digits", *FLAGS, "--out", "plain.safetensors"]) == 0
-    assert judge("plain.safetensors", bench/"c")["ood_values"] != json.loads((bench/"b"/"report.json").read_text())["ood_values"]
+    assert main(["import", str(as_mtt(syn, project)), "--dataset", "digits", "--zca", *FLAGS, "--out", "theirs.safetensors"]) == 0
+    same(judge("theirs.safetensors", project/"a"), judge("ours.safetensors", project/"b"))
+    assert main(["import", str(as_mtt(syn, project)), "--dataset", "digits", *FLAGS, "--out", "plain.safetensors"]) == 0
+    assert judge("plain.safetensors", project/"c")["ood_values"] != json.loads((project/"b"/"report.json").read_text())["ood_values"]
 
 
-def test_the_classes_in_another_order(made, bench):
+def test_the_classes_in_another_order(made, project):
     digits = load_dataset("digits")
-    torch.save(9 - made.labels, bench/"reversed.pt")
-    syn = import_set(as_mtt(made, bench), bench/"reversed.pt", dataset="digits", classes=digits.classes[::-1])
+    torch.save(9 - made.labels, project/"reversed.pt")
+    syn = import_set(as_mtt(made, project), project/"reversed.pt", dataset="digits", classes=digits.classes[::-1])
     assert torch.equal(syn.labels, made.labels) and syn.classes == digits.classes
 
 
-def test_numpy_numbers_of_old_and_new_numpy(bench):
+def test_numpy_numbers_of_old_and_new_numpy(project):
     for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
-        torch.save({"data": 1, "accs": [np.float64(1.5), np.float32(2), np.int64(3)]}, bench/"now.pt")
-        with zipfile.ZipFile(bench/"now.pt") as a, zipfile.ZipFile(bench/"then.pt", "w") as b:
+        torch.save({"data": 1, "accs": [np.float64(1.5), np.float32(2), np.int64(3)]}, project/"now.pt")
+        with zipfile.ZipFile(project/"now.pt") as a, zipfile.ZipFile(project/"then.pt", "w") as b:
             for name in a.namelist():
                 held = a.read(name)
                 if name.endswith("data.pkl"): held = held.replace(b"numpy._core.multiarray", module).replace(b"numpy.core.multiarray", module)
                 b.writestr(name, held)
-        assert read_torch(bench/"then.pt")["data"] == 1
+        assert read_torch(project/"then.pt")["data"] == 1
 
 
 class Runs:
@@ -161,22 +143,22 @@ class Runs:
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", ["os.system", "eval", "getattr"])
-def test_a_file_cannot_run_anything(made, bench, capfd, old, name):
+def test_a_file_cannot_run_anything(made, project, capfd, old, name):
     import os
     evil = {"os.system": Runs(os.system, "touch owned"), "eval": Runs(eval, "open('owned', 'w')"), "getattr": Runs(getattr, "x", "upper")}[name]
     torch.save({"data": [[made.images, made.labels]], "accs_all_exps": evil}, "res_DC_digits_ConvNet_2ipc.pt", _use_new_zipfile_serialization=not old)
     assert main(["import", "res_DC_digits_ConvNet_2ipc.pt", "--dataset", "digits", "--out", "theirs.safetensors"]) == 2
     out, err = capfd.readouterr()
     assert err.count("\n") == 1 and "res_DC_digits_ConvNet_2ipc.pt" in err and "refused" in err and name.split(".")[-1] in err and not out
-    assert not (bench/"owned").exists() and not (bench/"theirs.safetensors").exists()
+    assert not (project/"owned").exists() and not (project/"theirs.safetensors").exists()
 
 
-def test_a_plain_pickle_is_not_read(made, bench):
+def test_a_plain_pickle_is_not_read(made, project):
     import os
     for name, what in (("plain.pt", [1, 2]), ("evil.pt", Runs(os.system, "touch owned"))):
-        (bench/name).write_bytes(pickle.dumps(what))
-        with pytest.raises(UserError, match=name): import_set(bench/name, dataset="digits", method="dsa")
-    assert not (bench/"owned").exists()
+        (project/name).write_bytes(pickle.dumps(what))
+        with pytest.raises(UserError, match=name): import_set(project/name, dataset="digits", method="dsa")
+    assert not (project/"owned").exists()
 
 
 def spoil(syn, what):
@@ -196,13 +178,13 @@ def spoil(syn, what):
     ("nan", "NaN image 3"), ("short", "(19,) 20 images"), ("high", "0 to 10 10 classes"), ("soft", "one-hot"), ("bytes", "uint8"), ("colours", "not normalised"), ("missing", "leave out 1 of the 10"),
 ])
 @pytest.mark.parametrize("layout", ["mtt", "dc"])
-def test_wrong_tensors(made, bench, capfd, layout, what, said):
+def test_wrong_tensors(made, project, capfd, layout, what, said):
     x, y = spoil(made, what)
     wrong = replace(made, images=x, labels=y)
-    file = (as_mtt if layout == "mtt" else as_dc)(wrong, bench)
+    file = (as_mtt if layout == "mtt" else as_dc)(wrong, project)
     assert main(["import", str(file), "--dataset", "digits", "--out", "theirs.safetensors"]) == 2
     out, err = capfd.readouterr()
-    assert err.count("\n") == 1 and not out and not (bench/"theirs.safetensors").exists()
+    assert err.count("\n") == 1 and not out and not (project/"theirs.safetensors").exists()
     for part in said.split(): assert part in err
 
 
@@ -230,19 +212,19 @@ def test_wrong_tensors(made, bench, capfd, layout, what, said):
     ("nothing.pt --dataset digits --method mtt", "nothing.pt not there"),
     ("images_best.pt", "--dataset"),
 ], ids=str)
-def test_wrong_words(made, bench, capfd, words, said):
-    as_mtt(made, bench); as_dc(made, bench, outliers=True)
-    for name, content in (("images_2.pt", made.images), ("mine.pt", made.images), ("few.pt", torch.randn(3, 1, 4, 4)), ("other.pt", {"pixels": made.images})): torch.save(content, bench/name)
-    (bench/"cut.pt").write_bytes((bench/"images_best.pt").read_bytes()[:-100])
+def test_wrong_words(made, project, capfd, words, said):
+    as_mtt(made, project); as_dc(made, project, outliers=True)
+    for name, content in (("images_2.pt", made.images), ("mine.pt", made.images), ("few.pt", torch.randn(3, 1, 4, 4)), ("other.pt", {"pixels": made.images})): torch.save(content, project/name)
+    (project/"cut.pt").write_bytes((project/"images_best.pt").read_bytes()[:-100])
     assert main(["import", *words.split(), "--out", "theirs.safetensors"]) == 2
     out, err = capfd.readouterr()
-    assert err.startswith("trustdd: ") and err.count("\n") == 1 and not out and not (bench/"theirs.safetensors").exists()
+    assert err.startswith("trustdd: ") and err.count("\n") == 1 and not out and not (project/"theirs.safetensors").exists()
     for part in said.split(): assert part in err, err
 
 
-def test_evaluate_with_fewer_epochs_says_so(made, bench, capfd):
+def test_evaluate_with_fewer_epochs_says_so(made, project, capfd):
     made.save("ours.safetensors")
-    report = judge("ours.safetensors", bench/"a", "--epochs", "1", "--n-nets", "1")
+    report = judge("ours.safetensors", project/"a", "--epochs", "1", "--n-nets", "1")
     assert report["experiment"]["epochs"] == 1 and len(report["accuracy"]) == 1
     capfd.readouterr()
     assert main(["evaluate", "ours.safetensors", "--epochs", "0"]) == 2

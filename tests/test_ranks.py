@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import server
 from trustdd.config import Experiment, run_name, to_dict
 from trustdd.distillation import load_checkpoint
 from trustdd.logits import Logits
@@ -90,14 +91,8 @@ ENV = {**{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE",
 @pytest.fixture(scope="module")
 def ask():
     "`ask(request, ...)` runs groups of processes side by side and returns the exit statuses of each."
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT)
-    def request(*requests):
-        server.stdin.write(json.dumps([{**r, "store": str(r["store"]), "exps": [to_dict(e) for e in r.get("exps", ())]} for r in requests]) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-    yield request
-    server.stdin.close()
-    server.wait(timeout=200)
+    with server(SERVER, timeout=200, env=ENV) as answer:
+        yield lambda *requests: answer([{**r, "store": str(r["store"]), "exps": [to_dict(e) for e in r.get("exps", ())]} for r in requests])
 
 
 @pytest.fixture(scope="module")

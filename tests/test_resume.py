@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import server
 from trustdd.buffers import buffer_name
 from trustdd.cli import main
 from trustdd.config import Experiment, run_name, to_dict
@@ -72,32 +73,15 @@ for line in sys.stdin:
             finally: sys.stderr.flush(); os._exit(status)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 """
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-
-
-@pytest.fixture(autouse=True)
-def one_thread_and_one_commit(monkeypatch):
-    "What a file says about its making stays the same if somebody commits during the tests."
-    monkeypatch.setattr("trustdd.distillation.commit", lambda: "a commit")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.usefixtures("one_commit"), pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")]
 
 
 @pytest.fixture(scope="module")
 def ask():
     "`ask(request, ...)` runs the requests side by side in processes of their own and returns their exit statuses."
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT)
-    def request(*requests):
-        plain = lambda v: str(v) if isinstance(v, Path) else to_dict(v) if isinstance(v, Experiment) else v
-        server.stdin.write(json.dumps([dict(dict(exp=to_dict(EXP)), **{k: plain(v) for k, v in r.items()}) for r in requests]) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-    yield request
-    server.stdin.close()
-    server.wait(timeout=20)
+    plain = lambda v: str(v) if isinstance(v, Path) else to_dict(v) if isinstance(v, Experiment) else v
+    with server(SERVER, timeout=20) as answer:
+        yield lambda *requests: answer([dict(dict(exp=to_dict(EXP)), **{k: plain(v) for k, v in r.items()}) for r in requests])
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 "Trajectory matching asked for wrongly, gone astray, or short of a sound expert says so in one line and yields no wrong result; every variant of it works."
-import json, os, re, shutil
+import json, re, shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save as tensor_bytes
 
 import trustdd.buffers
-from test_bad_input import bench, content, full_disk, refused, tree # noqa: F401
+from conftest import content, one_thread
+from test_bad_input import full_disk, tree
 from trustdd.buffers import Buffer, buffer_name
 from trustdd.cli import main
 from trustdd.config import Experiment, UserError, run_name
@@ -24,23 +25,22 @@ SMALL = "--method mtt --preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 
 EXPERTS = "buffers --preset smoke --device cpu".split()
 EXP = Experiment(method="mtt", preset="smoke", ipc=1, iterations=1, n_nets=1, epochs=1, n_test=20, ood=("gaussian",))
 BUFFER, RUN = Path("runs")/buffer_name(EXP), Path("runs")/run_name(EXP)
+pytestmark = pytest.mark.usefixtures("project")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     "A run store with the experts of `EXP`."
-    threads, store = torch.get_num_threads(), tmp_path_factory.mktemp("experts")
-    torch.set_num_threads(1)
-    run_buffer(EXP, store, 1, "cpu", progress=False)
-    yield store
-    torch.set_num_threads(threads)
+    store = tmp_path_factory.mktemp("experts")
+    with one_thread(): run_buffer(EXP, store, 1, "cpu", progress=False)
+    return store
 
 
 @pytest.fixture
-def experts(bench, trained):
+def experts(project, trained):
     "The folder of finished experts in this test's run store."
     shutil.copytree(trained, "runs")
-    return bench/BUFFER
+    return project/BUFFER
 
 
 def timeless(files):
@@ -120,7 +120,7 @@ def test_what_cannot_be_distilled_is_said_before_experts_are_trained(refused, wo
     for part in said.split(): assert part in line
 
 
-def test_run_folder_of_another_configuration_is_noticed_before_experts_are_trained(refused, bench):
+def test_run_folder_of_another_configuration_is_noticed_before_experts_are_trained(refused, project):
     RUN.mkdir(parents=True)
     (RUN/"config.json").write_text("{")
     assert "config.json" in refused("distill", *SMALL)
@@ -152,14 +152,14 @@ def test_diverging(fails, experts, words, said):
     assert again.iteration == good and torch.equal(again.images, kept.images) and torch.equal(again.lr, kept.lr)
 
 
-def test_diverging_expert(fails, bench):
+def test_diverging_expert(fails, project):
     for command in (EXPERTS, ["distill", *SMALL]):
         line = fails(*command, "--lr-teacher", "1e6")
         assert "expert 0" in line and "not finite after epoch 1" in line and "lr_teacher than 1000000.0" in line
-    assert not list(bench.rglob("expert*.safetensors"))
+    assert not list(project.rglob("expert*.safetensors"))
 
 
-def test_a_look_that_diverges_is_not_skipped_when_asked_again(experts, bench):
+def test_a_look_that_diverges_is_not_skipped_when_asked_again(experts, project):
     "Networks that cannot be trained on the set of iteration 2 stop the run, each time it is asked for."
     exp = replace(EXP, iterations=4, holdout=0.2, watch=(2,), epochs=3, weight_decay=1e30)
     for _ in range(2):
@@ -242,7 +242,7 @@ def test_the_owner_died(experts, trained, monkeypatch, how, kept):
     assert same(experts) == same(trained/buffer_name(EXP))
 
 
-def test_interrupted_by_the_user(bench, trained, capfd, monkeypatch):
+def test_interrupted_by_the_user(project, trained, capfd, monkeypatch):
     calls, real = [], trustdd.buffers.train_epoch
     def interrupt(*a):
         if calls: raise KeyboardInterrupt
@@ -252,9 +252,9 @@ def test_interrupted_by_the_user(bench, trained, capfd, monkeypatch):
         m.setattr("trustdd.buffers.train_epoch", interrupt)
         assert main(EXPERTS) == 130
     assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; the same command continues"
-    assert len((bench/BUFFER/"expert000.jsonl").read_text().splitlines()) == 2
+    assert len((project/BUFFER/"expert000.jsonl").read_text().splitlines()) == 2
     assert main(EXPERTS) == 0
-    assert timeless(content(bench/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
+    assert timeless(content(project/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
 
 
 # --- where they go
@@ -267,18 +267,18 @@ def test_disk_without_room(refused, monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 5, 6, 12, 13])
-def test_disk_fills_up_on_the_way(fails, bench, trained, monkeypatch, after):
+def test_disk_fills_up_on_the_way(fails, project, trained, monkeypatch, after):
     "What was written before is whole; with room again the same command finishes."
     with monkeypatch.context() as m:
         full_disk(m, after)
         line = fails(*EXPERTS, status=2)
     assert "No space left on device" in line and "cannot write" in line
     assert main(EXPERTS) == 0
-    assert timeless(content(bench/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
+    assert timeless(content(project/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
 
 
-def test_unwritable_folder(refused, bench):
-    (bench/"file").write_text("in the way")
+def test_unwritable_folder(refused, project):
+    (project/"file").write_text("in the way")
     for words in (["distill", *SMALL], EXPERTS): assert "cannot write" in refused(*words, "--runs", "file/runs")
 
 
@@ -305,17 +305,17 @@ def test_list_with_a_damaged_description(experts, capfd, text):
     assert re.search(r"experts +2 ", capfd.readouterr().out)
 
 
-def test_workers_and_again_at_once(bench, trained, capfd, monkeypatch):
+def test_workers_and_again_at_once(project, trained, capfd, monkeypatch):
     "Two processes train the experts; asked again, no process is started and nothing is written."
     assert main([*EXPERTS, "--workers", "2"]) == 0
     first = capfd.readouterr().out
     assert re.match(r"2 experts of 2 epochs, training loss of the last \d+\.\d{3} to \d+\.\d{3}\n.*/buffers/digits/none-\w+\n", first)
-    assert timeless(content(bench/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
+    assert timeless(content(project/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
     def never(*a, **kw): raise AssertionError("not at once")
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", never)
     monkeypatch.setattr("trustdd.buffers.train_experts", never)
-    before = content(bench)
-    assert main([*EXPERTS, "--workers", "2"]) == 0 and capfd.readouterr().out == first and content(bench) == before
+    before = content(project)
+    assert main([*EXPERTS, "--workers", "2"]) == 0 and capfd.readouterr().out == first and content(project) == before
 
 
 def test_a_finished_run_does_without_its_experts(experts, capfd, monkeypatch):

@@ -1,0 +1,75 @@
+"What several test files build on."
+import json, os, socket, subprocess, sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from trustdd.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def one_thread():
+    "One thread of PyTorch, and as many as before afterwards: sums come out in one order."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
+
+@contextmanager
+def server(source, timeout, env=os.environ):
+    "A process of `source`, which reads requests from stdin and answers each with a line, both JSON: yields `ask(request)`, which returns the answer."
+    process = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+                               env={**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    def ask(request):
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+    yield ask
+    process.stdin.close()
+    process.wait(timeout=timeout)
+
+
+def content(folder):
+    "Relative path → bytes of every file below."
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def one_commit(monkeypatch):
+    "What a file says about its making stays the same if somebody commits during the tests; on one thread."
+    monkeypatch.setattr("trustdd.distillation.commit", lambda: "a commit")
+    with one_thread(): yield
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "An empty project on one thread; what is stored or cached lies in it, and nothing can be downloaded."
+    def offline(*_): raise OSError("no internet in the tests")
+    folder = tmp_path/"project"
+    folder.mkdir()
+    (folder/"settings.ini").write_text("[DEFAULT]\n")
+    monkeypatch.chdir(folder)
+    for name in ("TRUSTDD_DATA", "TRUSTDD_RUNS"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRUSTDD_WORKERS", "1") # so that what --workers sets is undone
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("create_connection", "getaddrinfo"): monkeypatch.setattr(socket, name, offline)
+    with one_thread(): yield folder
+
+
+@pytest.fixture
+def refused(project, capfd):
+    "Runs a command that must fail: one line on stderr, status 2, every file as it was. Returns the line."
+    def run(*words, status=2, here=project):
+        before = content(here)
+        capfd.readouterr()
+        got, (out, err) = main([str(w) for w in words]), capfd.readouterr()
+        assert err.startswith("trustdd: ") and err.endswith("\n") and err.count("\n") == 1 and len(err) < 1000, err
+        assert (got, out) == (status, ""), err
+        assert content(here) == before
+        return err
+    return run
