@@ -1,11 +1,12 @@
 "The workflow makes runs side by side and then the figures; killed or out of time, it goes on; called again it has nothing to do."
-import json, os, signal, subprocess, sys, time
+import getpass, os, shutil, signal, socket, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PROFILE = ROOT/"workflow"/"profiles"/"slurm"
 pytestmark = pytest.mark.skipif(not find_spec("snakemake"), reason="snakemake is not installed: pip install '.[workflow]', with Python 3.11 or newer")
 
 # `trustdd` of this source tree, whatever is installed. The first time, the run with POE gets one second, which is not enough.
@@ -47,6 +48,12 @@ def commands(tmp_path, *having):
     return [c for c in (tmp_path/"commands").read_text().splitlines() if all(h in c for h in having)]
 
 
+def same_as_on_one_machine(tmp_path, item):
+    "`trustdd paper` makes the numbers of the workflow from nothing."
+    alone = subprocess.run([tmp_path/"trustdd", "paper", "--preset", "smoke", "--only", item, "--runs", tmp_path/"other", "--out", tmp_path/"alone", "--no-page"], capture_output=True, text=True)
+    assert not alone.returncode and (tmp_path/"alone"/f"{item}.csv").read_bytes() == (tmp_path/"figures"/"smoke"/f"{item}.csv").read_bytes(), alone.stderr
+
+
 def test_killed_out_of_time_made_and_asked_again(snakemake, tmp_path):
     runs, figures = tmp_path/"runs", tmp_path/"figures"/"smoke"
     killed = snakemake("fig02", "--cores", "2", "--retries", "1")
@@ -61,14 +68,13 @@ def test_killed_out_of_time_made_and_asked_again(snakemake, tmp_path):
     files = {p: p.stat().st_mtime_ns for folder in (runs, figures) for p in folder.rglob("*") if p.is_file()}
     assert "Nothing to be done" in finished(snakemake("fig02", "--cores", "2"))
     assert files == {p: p.stat().st_mtime_ns for p in files}
-    alone = subprocess.run([tmp_path/"trustdd", "paper", "--preset", "smoke", "--only", "fig02", "--runs", tmp_path/"other", "--out", tmp_path/"alone", "--no-page"], capture_output=True, text=True)
-    assert not alone.returncode and (tmp_path/"alone"/"fig02.csv").read_bytes() == (figures/"fig02.csv").read_bytes(), alone.stderr
+    same_as_on_one_machine(tmp_path, "fig02")
 
 
 def test_experts_come_first_and_the_cluster_profile_is_understood(snakemake, tmp_path):
     "A dry run of a table with trajectory matching and one with other networks; nothing is begun."
     words, cluster = ["--dry-run", "--printshellcmds"], find_spec("snakemake_executor_plugin_slurm")
-    said = finished(snakemake("tab03,fig18", *words, *(["--workflow-profile", ROOT/"workflow"/"profiles"/"slurm"] if cluster else ["--cores", "1"])))
+    said = finished(snakemake("tab03,fig18", *words, *(["--workflow-profile", PROFILE] if cluster else ["--cores", "1"])))
     assert not cluster or "--time-budget 7020" in said and "runtime=120" in said
     first = lambda *parts: next(i for i, line in enumerate(said.splitlines()) if all(p in line for p in parts))
     assert first("/trustdd buffers ") < first("/trustdd run ", "--method mtt") < first("/trustdd paper ", "--only tab03") < first("/trustdd gallery ")
@@ -79,3 +85,72 @@ def test_experts_come_first_and_the_cluster_profile_is_understood(snakemake, tmp
 def test_a_setting_that_there_is_not(snakemake):
     child = snakemake("fig02", "--dry-run", "--cores", "1", settings=["prest=quick"])
     assert "prest" in child.communicate()[0] and child.returncode
+
+
+# --- a cluster
+
+NODE = """ClusterName=one
+SlurmctldHost={node}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={here}/state
+SlurmdSpoolDir={here}/spool
+SlurmctldPidFile={here}/slurmctld.pid
+SlurmdPidFile={here}/slurmd.pid
+SlurmctldLogFile={here}/slurmctld.log
+SlurmdLogFile={here}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+MpiDefault=none
+GresTypes=gpu
+NodeName={node} NodeAddr=127.0.0.1 CPUs=8 RealMemory=64000 Gres=gpu:2
+PartitionName=gpu Nodes={node} Default=YES
+PartitionName=cpu Nodes={node}
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    "SLURM with one node, this machine, which says that it has two GPUs, and with the partitions of the profile: `cluster()` is what it knows of its jobs."
+    here, programs = tmp_path/"slurm", tmp_path/"bin"
+    for folder in (here, programs, here/"state", here/"spool"): folder.mkdir()
+    with socket.socket() as a, socket.socket() as b: [s.bind(("127.0.0.1", 0)) for s in (a, b)]; ports = [s.getsockname()[1] for s in (a, b)]
+    (here/"slurm.conf").write_text(NODE.format(here=here, node=socket.gethostname().split(".")[0], user=getpass.getuser(), ports=ports))
+    (here/"gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
+    (here/"cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+    monkeypatch.setenv("SLURM_CONF", str(here/"slurm.conf"))
+    (programs/"srun").write_text(f"#!/bin/sh\nSLURM_CONF={here}/slurm.conf exec {shutil.which('srun')} \"$@\"\n") # Snakemake takes SLURM_CONF from its jobs
+    (programs/"srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    daemons = [subprocess.Popen([shutil.which(d), "-D"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for d in ("slurmctld", "slurmd")]
+    def said(*words): return subprocess.run(words, capture_output=True, text=True).stdout
+    try:
+        for _ in range(300):
+            if said("sinfo", "--noheader", "--format=%T").split() == ["idle"]: break
+            time.sleep(0.1)
+        else: pytest.fail("no cluster: " + "".join(f.read_text()[-2000:] for f in here.glob("*.log")))
+        yield lambda: [dict(word.partition("=")[::2] for word in line.split()) for line in said("scontrol", "show", "jobs", "--oneliner").splitlines()]
+    finally:
+        for d in daemons[::-1]: d.terminate(); d.wait(timeout=60)
+
+
+@pytest.mark.skipif(not (shutil.which("slurmctld") and shutil.which("slurmd") and find_spec("snakemake_executor_plugin_slurm")),
+                    reason="needs slurmctld and slurmd (Debian, Ubuntu: apt install slurm-wlm), and pip install '.[workflow]'")
+def test_on_a_cluster(snakemake, cluster, tmp_path):
+    "The profile as it is: every job asks for what the profile says, the one out of time is sent again, and the figure is that of one machine."
+    often = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--slurm-status-command", "squeue"]
+    finished(snakemake("fig02", "--workflow-profile", PROFILE, *often))
+    first, again = commands(tmp_path, "run ", "--outliers poe")
+    assert "--time-budget 7020 --time-budget 1" in first and "--time-budget 7020" in again and "--time-budget 1" not in again
+    jobs = cluster()
+    assert sorted((j["JobState"], j["Partition"], j.get("TresPerJob"), j["TimeLimit"], j["MinMemoryNode"], j["NumCPUs"]) for j in jobs) == sorted(
+        [("COMPLETED", "gpu", "gres:gpu:1", "02:00:00", "16000M", "4")] * 2 + [("FAILED", "gpu", "gres:gpu:1", "02:00:00", "16000M", "4"), ("COMPLETED", "cpu", None, "02:00:00", "16000M", "4")]), jobs
+    same_as_on_one_machine(tmp_path, "fig02")
