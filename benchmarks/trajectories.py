@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from measuring import CLASSES, SHAPE, alone, cell, differences, first_to_go, free_memory, memory, pictures, tf32, timed, too_different
-from trustdd.buffers import flatten
 from trustdd.config import Experiment, stream
+from trustdd.experts import flatten
 from trustdd.networks import flops, from_experiment
 from trustdd.trajectory_matching import Student, steps, trajectory_gradient, unrolled_gradient
 

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from .allocator import keep_memory
 from .budget import out_of_time
-from .buffers import at_once, fill, flatten, even_groups, recorded, side_by_side, gradients_of_stack
 from .config import Experiment, UserError, pick_device, stream
 from .dataset import Dataset
 from .distillation import DistilledSet
+from .experts import at_once, even_groups, fill, flatten, gradients_of_stack, recorded, side_by_side
 from .gradient_matching import sgd_epoch, training_batches
 from .keeping import Shelf, description, title
 from .networks import Network, arithmetic, compiled, from_experiment, initialise

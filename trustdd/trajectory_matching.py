@@ -15,9 +15,10 @@ from torch import nn
 from torch.func import functional_call
 
 from .augment import Omega, augment, draw
-from .buffers import Buffer, unflatten
+from .buffers import Buffer
 from .config import Experiment, stream
 from .dataset import Dataset
+from .experts import unflatten
 from .gradient_matching import start as start_images, training_loss
 from .networks import from_experiment
 from .ranks import from_first
