@@ -26,7 +26,7 @@ from .data import load_dataset, prepared
 from .dataset import Dataset
 from .gradient_matching import MatchingState, gradient_matching, start
 from .networks import arithmetic, precision
-from .poe import outlier_pool
+from .poe import aux_source, outlier_pool
 from .ranks import agree, alike, first, from_first, in_turn, size
 from .trajectory_matching import TrajectoryState, start as start_trajectories, trajectory_matching
 from .without_waiting import iteration_for
@@ -200,7 +200,8 @@ def distill(
     with arithmetic(device):
         if exp.method == "random": state, threads = begin(exp, dataset, pool, device), torch.get_num_threads()
         else: state, threads = _match(_method(exp, dataset, pool, device, buffer, root, progress), exp, device, checkpoint, every, on_step, progress)
-    return as_set(exp, state, dataset, provenance(exp, dataset, device) | dict(threads=threads))
+    made = provenance(exp, dataset, device) | dict(threads=threads) | (dict(aux=aux_source(exp, dataset, root)) if exp.outliers == "oe" else {})
+    return as_set(exp, state, dataset, made)
 
 # %% ../nbs/08_distillation.ipynb #0dc4e8e7
 def as_set(

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'jigsaw', 'invert', 'mosaic', 'speckle', 'uniform_speckle', 'average', 'geometric', 'ghost', 'corrupt',
-           'chance', 'POEPool', 'oe_parts', 'OEPool', 'aux_images', 'outlier_pool']
+           'chance', 'POEPool', 'oe_parts', 'OEPool', 'aux_images', 'aux_source', 'outlier_pool']
 
 # %% ../nbs/04_poe.ipynb #c6ccec9c
 import torch
 from torch import Tensor
 
 from .config import CORRUPTION_NAMES, FOUR, Experiment, UserError, check_choice, stream
-from .data import default_aux, load_aux
+from .data import default_aux, load_aux, outside_source
 
 # %% ../nbs/04_poe.ipynb #9b161cc3
 def _exchange(x, dim):
@@ -188,6 +188,10 @@ def aux_images(
     if not exp.holdout: return images
     order, n = torch.randperm(len(images), generator=stream(0, "aux-holdout")), max(1, round(exp.holdout * len(images)))
     return images[order[:n] if held else order[n:]]
+
+def aux_source(exp:Experiment, dataset, root=None) -> str:
+    "One sentence on the images that `aux_images` takes from."
+    return outside_source(exp.aux or default_aux(dataset.name), dataset.shape, root, "train")
 
 # %% ../nbs/04_poe.ipynb #f1320871
 def outlier_pool(
