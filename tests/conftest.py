@@ -28,10 +28,13 @@ def server(source, timeout, env=os.environ):
     def ask(request):
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
-        return json.loads(process.stdout.readline())
-    yield ask
-    process.stdin.close()
-    process.wait(timeout=timeout)
+        line = process.stdout.readline()
+        assert line, f"the process has ended, with {process.wait(timeout=timeout)}"
+        return json.loads(line)
+    try: yield ask
+    finally:
+        try: process.stdin.close(); process.wait(timeout=timeout)
+        except (OSError, subprocess.TimeoutExpired): process.kill(); process.wait(); raise
 
 
 def content(folder):

@@ -1,5 +1,5 @@
 "Several processes make what one makes, to the last bit; one that is gone or wrong ends them all with one line."
-import json, os, re, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 
 import pytest

@@ -38,7 +38,8 @@ def deadly(holder, name, number, pause=0, torn=False):
 
 def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=None, experts=None):
     torch.set_num_threads(threads); torch.manual_seed(seed)
-    while wait_for and not os.path.exists(wait_for): time.sleep(0.01)
+    ends = time.monotonic() + 300
+    while wait_for and not os.path.exists(wait_for): assert time.monotonic() < ends, f"there is no {wait_for}"; time.sleep(0.01)
     if mark:
         compute = trustdd.runs.compute
         def marked(*a, **kw):

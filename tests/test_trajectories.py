@@ -1,5 +1,5 @@
 "Trajectory matching asked for wrongly, gone astray, or short of a sound expert says so in one line and yields no wrong result; every variant of it works."
-import json, re, shutil
+import re, shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace

@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = ROOT/"workflow"/"profiles"/"slurm"
+DAEMONS = [shutil.which(d, path=os.environ["PATH"] + ":/usr/sbin:/sbin") for d in ("slurmctld", "slurmd")]
 pytestmark = pytest.mark.skipif(not find_spec("snakemake"), reason="snakemake is not installed: pip install '.[workflow]', with Python 3.11 or newer")
 
-# `trustdd` of this source tree, whatever is installed. The first time, the run with POE gets one second, which is not enough.
+# `trustdd` of this source tree, whatever is installed, without a GPU: figures compute where they can. The first time, the run with POE gets one second, which is not enough.
 COMMAND = f"""#!/bin/sh
 here=$(dirname "$0")
 case "$*" in "run "*"--outliers poe "*) mkdir "$here/late" 2>/dev/null && set -- "$@" --time-budget 1;; esac
 echo "$*" >> "$here/commands"
-PYTHONPATH={ROOT} OMP_NUM_THREADS=1 exec {sys.executable} -m trustdd "$@"
+CUDA_VISIBLE_DEVICES= PYTHONPATH={ROOT} OMP_NUM_THREADS=1 exec {sys.executable} -m trustdd "$@"
 """
 
 
@@ -130,21 +131,27 @@ def cluster(tmp_path, monkeypatch):
     (programs/"srun").write_text(f"#!/bin/sh\nSLURM_CONF={here}/slurm.conf exec {shutil.which('srun')} \"$@\"\n") # Snakemake takes SLURM_CONF from its jobs
     (programs/"srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    daemons = [subprocess.Popen([shutil.which(d), "-D"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for d in ("slurmctld", "slurmd")]
     def said(*words): return subprocess.run(words, capture_output=True, text=True).stdout
+    daemons, ends = [], time.monotonic() + 60
     try:
-        for _ in range(300):
-            if said("sinfo", "--noheader", "--format=%T").split() == ["idle"]: break
+        for d in DAEMONS: daemons.append(subprocess.Popen([d, "-D"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        while said("sinfo", "--noheader", "--format=%T").split() != ["idle"]:
+            if time.monotonic() > ends or any(d.poll() is not None for d in daemons): pytest.fail("no cluster: " + "".join(f.read_text()[-2000:] for f in here.glob("*.log")))
             time.sleep(0.1)
-        else: pytest.fail("no cluster: " + "".join(f.read_text()[-2000:] for f in here.glob("*.log")))
         yield lambda: [dict(word.partition("=")[::2] for word in line.split()) for line in said("scontrol", "show", "jobs", "--oneliner").splitlines()]
     finally:
-        for d in daemons[::-1]: d.terminate(); d.wait(timeout=60)
+        said("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
+        ends = time.monotonic() + 30
+        while time.monotonic() < ends and said("squeue", "--noheader", "--states=R,CG").strip(): time.sleep(0.2)
+        for d in daemons[::-1]: d.terminate()
+        for d in daemons:
+            try: d.wait(timeout=60)
+            except subprocess.TimeoutExpired: d.kill(); d.wait()
 
 
-@pytest.mark.skipif(not (shutil.which("slurmctld") and shutil.which("slurmd") and find_spec("snakemake_executor_plugin_slurm")),
+@pytest.mark.skipif(not (all(DAEMONS) and find_spec("snakemake_executor_plugin_slurm")),
                     reason="needs slurmctld and slurmd (Debian, Ubuntu: apt install slurm-wlm), and pip install '.[workflow]'")
-def test_on_a_cluster(snakemake, cluster, tmp_path):
+def test_on_a_cluster(cluster, snakemake, tmp_path):
     "The profile as it is: every job asks for what the profile says, the one out of time is sent again, and the figure is that of one machine."
     often = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--slurm-status-command", "squeue"]
     finished(snakemake("fig02", "--workflow-profile", PROFILE, *often))
