@@ -11,7 +11,8 @@ from trustdd.cli import main
 from trustdd.config import Experiment, UserError
 from trustdd.data import load_dataset
 from trustdd.distillation import DistilledSet, distill
-from trustdd.importing import import_set, read_torch
+from trustdd.foreign_files import read_torch
+from trustdd.importing import import_set
 
 SMALL = dict(preset="smoke", ipc=2, iterations=1, width=4, n_nets=2, epochs=3)
 FLAGS = "--preset smoke --width 4 --n-nets 2 --epochs 3".split()

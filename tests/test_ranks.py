@@ -43,7 +43,7 @@ def child(r, store, exps=(), words=None, odd=(), die=None, notes=None):
     def deadly(n, *_):
         if n == die[2]: (os.killpg if die[4] else os.kill)(os.getpgid(0) if die[4] else os.getpid(), getattr(signal, die[3]))
     if die and r == die[0]: before(die[1], deadly)
-    if notes: before("runs.compute", lambda n, exp, *_: first() and note(notes, "run")); before("buffers.train_experts", lambda n, exp, ks, *_: [note(notes, f"expert {k}") for k in ks])
+    if notes: before("runs.compute", lambda n, exp, *_: first() and note(notes, "run")); before("buffers.train_expert", lambda n, exp, k, *_: note(notes, f"expert {k}"))
     if words: return trustdd.cli.main([*words, "--runs", store, *(odd if r == 1 else ())])
     with joined():
         for e in exps: trustdd.runs.load_or_run(Experiment(**e), store, "cpu", progress=False, every=0)
@@ -191,7 +191,7 @@ def test_processes_that_were_asked_for_different_things_refuse(ask, tmp_path):
 
 def test_a_broken_checkpoint_is_one_line(ask, tmp_path):
     store = tmp_path/"runs"
-    assert ask(dict(processes=2, store=store, words=WORDS, die=(0, "distillation.save_distilled", 1, "SIGKILL", True))) == [[-9, -9]]
+    assert ask(dict(processes=2, store=store, words=WORDS, die=(0, "distilled_set.write_safetensors", 1, "SIGKILL", True))) == [[-9, -9]]
     checkpoint, = store.rglob("config.json")
     (checkpoint.parent/"checkpoint.safetensors").write_text("half of it")
     for r in (0, 1): Path(f"{store}.{r}.log").unlink()

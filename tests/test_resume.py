@@ -24,7 +24,7 @@ WATCHED = replace(MTT, holdout=0.2, watch=(0, 2, 4), ood=())
 # "mark" is a file with a line for each computation, "experts" one with a line for each time that an expert was begun or gone on with.
 SERVER = """
 import itertools, json, os, signal, sys, time, torch
-import trustdd.gradient_matching, trustdd.logits, trustdd.runs, trustdd.training, trustdd.watching
+import trustdd.gradient_matching, trustdd.logits, trustdd.runs, trustdd.trajectory_matching, trustdd.training, trustdd.watching
 from trustdd.config import Experiment
 
 def deadly(holder, name, number, pause=0, torn=False):
@@ -47,13 +47,13 @@ def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=
             return compute(*a, **kw)
         trustdd.runs.compute = marked
     if experts:
-        train = trustdd.buffers.train_experts
-        def counted(exp, ks, *a, **kw):
-            with open(experts, "a") as f: f.writelines(f"{k}\\n" for k in ks)
-            return train(exp, ks, *a, **kw)
-        trustdd.buffers.train_experts = counted
+        train = trustdd.buffers.train_expert
+        def counted(exp, k, *a, **kw):
+            with open(experts, "a") as f: f.write(f"{k}\\n")
+            return train(exp, k, *a, **kw)
+        trustdd.buffers.train_expert = counted
     if die:
-        holder = os if die[0] == "os" else trustdd.buffers if die[0] == "torn" else getattr(trustdd, die[0])
+        holder = os if die[0] == "os" else trustdd.trajectories if die[0] == "torn" else getattr(trustdd, die[0])
         deadly(holder, *die[1:], pause, die[0] == "torn")
     trustdd.runs.load_or_run(Experiment(**exp), store, "cpu", progress=False, every=0)
 
@@ -304,12 +304,12 @@ MTT_MOMENTS = {
     **{f"before {name} is renamed": ("os", "replace", MTT_FILES.index(name) + 1) for name in (*MTT_FILES[1:9], "distilled")},
     "with half of the first row": ("torn", "_append", 1),
     "with half of a row": ("torn", "_append", 5),
-    "between a row and its line": ("buffers", "_append", 6),
+    "between a row and its line": ("trajectories", "_append", 6),
     "with half of a line": ("torn", "_append", 6),
     "between two epochs": ("buffers", "train_epoch", 3),
     "with half of the last row": ("torn", "_append", 7),
     "with half of the last line": ("torn", "_append", 8),
-    "between two experts": ("buffers", "train_experts", 2),
+    "between two experts": ("buffers", "train_expert", 2),
     "in the second expert": ("torn", "_append", 13),
     "in the third iteration, forwards": ("trajectory_matching", "_gradient", 2 * GRADIENTS + 2),
     "in the third iteration, backwards": ("trajectory_matching", "_gradient", 3 * GRADIENTS - 1),
@@ -409,7 +409,7 @@ def test_workers_train_each_expert_once(straight_mtt, tmp_path, monkeypatch):
 def test_asked_again_no_expert_is_touched(straight_mtt, monkeypatch):
     "A finished run does without its experts."
     def never(*a, **kw): raise AssertionError("computed again")
-    for name in ("runs.compute", "runs.make_buffer", "buffers.train_experts", "runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
+    for name in ("runs.compute", "runs.make_buffer", "buffers.train_expert", "runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
     times = {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}
     assert load_or_run(MTT, straight_mtt).distilled.lr > 0
     assert times == {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}

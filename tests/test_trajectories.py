@@ -313,7 +313,7 @@ def test_workers_and_again_at_once(project, trained, capfd, monkeypatch):
     assert timeless(content(project/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
     def never(*a, **kw): raise AssertionError("not at once")
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", never)
-    monkeypatch.setattr("trustdd.buffers.train_experts", never)
+    monkeypatch.setattr("trustdd.buffers.train_expert", never)
     before = content(project)
     assert main([*EXPERTS, "--workers", "2"]) == 0 and capfd.readouterr().out == first and content(project) == before
 
@@ -324,7 +324,7 @@ def test_a_finished_run_does_without_its_experts(experts, capfd, monkeypatch):
     first = capfd.readouterr().out
     shutil.rmtree(experts)
     def never(*a, **kw): raise AssertionError("trained again")
-    monkeypatch.setattr("trustdd.buffers.train_experts", never)
+    monkeypatch.setattr("trustdd.buffers.train_expert", never)
     assert main(["distill", *SMALL]) == 0 and capfd.readouterr().out == first
 
 
