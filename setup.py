@@ -9,21 +9,24 @@ config = ConfigParser(delimiters=["="])
 config.read(here/"settings.ini", encoding="utf-8")
 s = config["DEFAULT"]
 readme = here/"README.md"
+long_description = readme.read_text(encoding="utf-8") if readme.exists() else s["description"]
 
 setup(
     name=s["lib_name"],
     version=s["version"],
     description=s["description"],
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else s["description"],
+    long_description=long_description,
     long_description_content_type="text/markdown",
     keywords=s["keywords"].split(),
     author=s["author"],
     author_email=s["author_email"],
     license=s["license"].upper(),
     packages=find_packages(include=[s["lib_path"], s["lib_path"] + ".*"]),
-    python_requires=f">={s['min_python']},<3.14",
+    package_data={s["lib_path"]: ["templates/*", "*/templates/*"]},
+    python_requires=f">={s['min_python']}",
     install_requires=s["requirements"].split(),
-    extras_require={"dev": s["dev_requirements"].split(), "workflow": s["workflow_requirements"].split()},
+    extras_require={k: s[f"{k}_requirements"].split() for k in ("dev", "workflow")},
     entry_points={"console_scripts": s["console_scripts"].split()},
-    classifiers=["Intended Audience :: Science/Research", "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+    classifiers=["Intended Audience :: Science/Research", "Programming Language :: Python :: 3",
+                 "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

@@ -11,7 +11,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of
 import torch
 
 from measuring import HERE, machine
-from trustdd.config import atomic_write
+from trustdd.core.storage import atomic_write
 
 MAIN = "import sys; from trustdd.cli import main; sys.exit(main())"
 

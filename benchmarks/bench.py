@@ -16,17 +16,23 @@ import gpu, history, plain, unchanged
 from measuring import CLASSES, HERE, SHAPE, another_process, differences, gemm_rate, has_cifar10, pictures, shown, store, surroundings, table, tf32, timed, too_different, work_of, write_tree
 from memory import LIMITS, measure_memory
 from trajectories import FULL, LENGTHS, measure_trajectory, promises, spoken
-from trustdd.allocator import keep_memory
-from trustdd.augment import draw
-from trustdd.config import Experiment, UserError, atomic_write, check_choice, data_root, pick_device, stream
-from trustdd.data import _dataset as datasets_in_memory, load_dataset
-from trustdd.dataset import from_tensors
-from trustdd.gradient_matching import _match_images, _match_outliers, images_seen, real_rows, sgd_epoch, start
-from trustdd.logits import collect_logits
-from trustdd.networks import compiled, from_experiment, initialise
-from trustdd.ood import METRICS, SCORES
-from trustdd.poe import outlier_pool
-from trustdd.report import report_from_logits
+from trustdd.data.augment import draw
+from trustdd.networks.batches import training_batches
+from trustdd.core.experiment import Experiment
+from trustdd.core.checks import check_choice, UserError
+from trustdd.core.storage import atomic_write, data_root
+from trustdd.core.randomness import pick_device, stream
+from trustdd.data.catalog import _dataset as datasets_in_memory, load_dataset
+from trustdd.data.dataset import from_tensors
+from trustdd.distillation.gradient_matching import (
+    image_side, images_seen, match_side, outlier_side, real_rows, start)
+from trustdd.evaluation.logits import collect_logits
+from trustdd.networks.architectures import compiled, from_experiment, keep_memory
+from trustdd.evaluation.scores import METRICS, SCORES
+from trustdd.networks.parameters import initialise
+from trustdd.data.poe import outlier_pool
+from trustdd.evaluation.report import report_from_logits
+from trustdd.networks.training import fit
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ def stage(preset, outliers, quick, device):
     "(experiment, data set, outlier pool, starting state, network) at the preset's sizes, or tiny ones."
     exp = Experiment(dataset="random-pictures", method="dsa", outliers=outliers, ipc=10, preset=preset)
     if quick: exp = replace(exp, width=exp.width // 8, batch_real=8)
+    if quick and preset == "cifar": exp = replace(exp, iterations=1, epochs=1, outer=1, inner=0) # too little work to compile for
     n = CLASSES * exp.batch_real * 5 // 4
     parts = ((pictures(count, 4, part), torch.arange(count) % CLASSES) for part, count in (("train", n), ("test", 40 if quick else 1000)))
     (images, labels), (test_images, test_labels) = parts
@@ -66,8 +73,8 @@ def outer(preset, quick, device):
 
     def ours():
         state = deepcopy(begin)
-        _match_images(exp, data, state, net, fast, draws, device)
-        _match_outliers(exp, pool, state, net, fast, draws)
+        for side in (image_side(exp, data, state), outlier_side(exp, pool, state)):
+            match_side(exp, side, net, fast, 0, 0)
         return outcome(state.images, state.outliers)
 
     def plainly():
@@ -101,7 +108,9 @@ def training(preset, outliers, quick, device):
         return {"weights": torch.cat([p.detach().flatten() for p in model.parameters()])}
 
     def our_epoch(optimizer, generator):
-        sgd_epoch(fast, optimizer, syn.images, labels, syn.outliers, generator, exp, exp.batch_eval)
+        def batches(epoch):
+            return training_batches(syn.images, labels, syn.outliers, generator, exp, exp.batch_eval)
+        fit(fast, optimizer, batches, 1, exp.lam)
 
     order, order_out, steps = [], [], -(-len(syn.images) // exp.batch_eval)
     loader_in = plain.loader(syn.images, labels, order=order, batch=exp.batch_eval)
@@ -112,7 +121,7 @@ def training(preset, outliers, quick, device):
         order_out[:] = torch.randperm(len(syn.outliers), generator=generator).tolist()
         plain.train_epoch(twin, loader_in, loader_out, optimizer, generator, exp)
 
-    tail, beside = ("-outliers", f" and {len(syn.outliers)} outliers") if exp.opc else ("", "")
+    tail, beside = ("-outliers", f" and {len(syn.outliers)} outliers") if exp.outliers_per_slot else ("", "")
     name = f"train-{preset}{tail}: one epoch on {len(syn.images)} images{beside}, width {exp.width}"
     ours, plainly = partial(trained, net, our_epoch), partial(trained, twin, plain_epoch)
     return Case(name, ours, plainly, {"weights": 1e-3}, work_of(net, epochs * n), fast is not net, epochs)
@@ -296,14 +305,15 @@ def one_line(name, asked, scratch, beside):
 
 def measured(asked, facts):
     "All lines that were asked for: (rows, what is wrong); `facts` grows."
-    rate, rows, found, wrong = gemm_rate(asked.device), [], {}, []
+    side = 256 if asked.quick else None
+    rate, rows, found, wrong = gemm_rate(asked.device, side), [], {}, []
     with tempfile.TemporaryDirectory() as scratch, another_process() as beside:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compiled" # so that compile seconds are those of a first time
         for i, name in enumerate(asked.names):
             print(f"[{i + 1}/{len(asked.names)}]", flush=True)
             row, found[name], bad = one_line(name, asked, Path(scratch), beside)
             rows.append(row); wrong += bad
-    rate = max(rate, gemm_rate(asked.device))
+    rate = max(rate, gemm_rate(asked.device, side))
     for row in rows: row["share_of_gemm"] = row["share_of_gemm"] and row["share_of_gemm"] / rate
     told = [] if asked.quick else promises(dict(zip(asked.names, rows)))
     facts |= dict(gemm_gflops=rate / 1e9, repeats=asked.repeats, quick=asked.quick, differences=found, promises=told)

@@ -1,7 +1,7 @@
 """What an NVIDIA GPU gives: whether it computes what a CPU computes, how fast a run's parts are at paper size, and what a whole run costs.
 
 Only what a user calls is called: `distill`, `train`, `make_buffer`, `collect_logits`. With `--device cpu --quick` the same code is rehearsed on a CPU,
-at tiny sizes, with networks stacked as on a GPU.
+at tiny sizes.
 """
 import os, sys, tempfile, time, traceback, warnings
 from contextlib import contextmanager
@@ -13,18 +13,20 @@ import torch
 
 import plain
 from measuring import CLASSES, SHAPE, cell, differences, gemm_rate, has_cifar10, pictures, settle, store, table, tf32, timed, too_different, work_of
-from trustdd.augment import draw
-from trustdd.buffers import make_buffer
-from trustdd.config import Experiment, UserError, pick_device, stream
-from trustdd.data import load_dataset
-from trustdd.dataset import from_tensors
-from trustdd.distillation import distill
-from trustdd.gradient_matching import real_rows
-from trustdd.logits import collect_logits
-from trustdd.networks import from_experiment
-from trustdd.poe import outlier_pool
-from trustdd.report import report_from_logits
-from trustdd.training import train
+from trustdd.data.augment import draw
+from trustdd.distillation.buffers import make_buffer
+from trustdd.core.experiment import Experiment
+from trustdd.core.checks import UserError
+from trustdd.core.randomness import pick_device, stream
+from trustdd.data.catalog import load_dataset
+from trustdd.data.dataset import from_tensors
+from trustdd.distillation.distillation import distill
+from trustdd.distillation.gradient_matching import real_rows
+from trustdd.evaluation.logits import collect_logits
+from trustdd.networks.architectures import from_experiment
+from trustdd.data.poe import outlier_pool
+from trustdd.evaluation.report import report_from_logits
+from trustdd.networks.training import train
 
 CPU = torch.device("cpu")
 
@@ -63,11 +65,6 @@ def random_set(exp, data):
     return distill(replace(exp, method="random"), data, "cpu", progress=False)
 
 
-def side_by_side(asked, n):
-    "How many networks `train` shall stack: what it chooses on a GPU; all of them when a CPU rehearses."
-    return n if asked.device.type == "cpu" else None
-
-
 class Enough(Exception): "Raised after as many iterations as were wanted."
 
 
@@ -101,11 +98,11 @@ def distilled_alike(asked, data, kind, act, limits, **loops):
 
 
 def networks_alike(asked, data):
-    "Networks trained side by side on the device, and one by one on the CPU."
+    "Networks trained on the device and on the CPU."
     exp = small(asked, act="sigmoid", n_nets=3, epochs=6, batch_eval=64)
     syn, still = random_set(exp, data), replace(exp, epochs=1, lr_eval=1e-30) # a step size that moves nothing: the weights before training
     begin = weights(train(syn, device="cpu", exp=still, progress=False))
-    there, here = (weights(train(syn, device=on, exp=exp, progress=False, stack=stack)) for on, stack in ((asked.device, side_by_side(asked, 3)), (CPU, 1)))
+    there, here = (weights(train(syn, device=on, exp=exp, progress=False)) for on in (asked.device, CPU))
     return "networks trained, sigmoid", {"weights": 1e-4, "movement of the weights": 1e-3}, *({"weights": w, "movement of the weights": w - begin} for w in (there, here))
 
 
@@ -228,7 +225,7 @@ def step(ipc, rounded, asked, facts):
     first, *later = (b - a for a, b in zip(times, times[1:]))
     _, (one_step, epoch), plain_mb = most_memory(lambda: plain_step(asked, exp, data), on)
     net, part = from_experiment(exp, SHAPE, CLASSES, stream(0, "network", 0), on), exp.inner * (exp.outer - 1) / exp.outer
-    work = work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc)) + part * work_of(net, CLASSES * (exp.ipc + exp.opc))
+    work = work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc)) + part * work_of(net, CLASSES * (exp.ipc + exp.outliers_per_slot))
     name = f"gpu-step-{ipc}{'-tf32' * rounded}: an outer step and {part:.3g} epochs of inner training, IPC {ipc} and as many outliers, width {exp.width}, batch {exp.batch_real}"
     if ipc == 10: facts["whole"][f"iteration{', TF32' * rounded}"] = dict(ours=min(later), plain=(one_step + part * epoch) * exp.outer, first=first)
     return [row(name, min(later) / exp.outer, one_step + part * epoch, work, facts["rates"]["tf32" if rounded else "float32"],
@@ -236,7 +233,7 @@ def step(ipc, rounded, asked, facts):
 
 
 def training(asked, facts):
-    "An epoch of one network on 100 images and 100 outliers: side by side, and one by one."
+    "An epoch of one network on 100 images and 100 outliers."
     tf32(False)
     exp = paper(asked, 10)
     syn, few, many = random_set(exp, data_set(400)), *((2, 6) if asked.quick else (50, 350))
@@ -245,13 +242,13 @@ def training(asked, facts):
     optimizer = torch.optim.SGD(net.parameters(), lr=exp.lr_eval, momentum=exp.momentum_eval, weight_decay=exp.weight_decay)
     epoch = plain_epoch(exp, net, syn.images.to(on), labels, syn.outliers.to(on), optimizer, exp.batch_eval)
     epoch()
-    plainly, rows = min(timed(epoch, on)[0] for _ in range(3)), []
-    for kind, stack in (("side by side", side_by_side(asked, n)), ("one by one", 1)):
-        seconds = slope(lambda epochs: train(syn, device=on, exp=replace(exp, epochs=epochs), progress=False, stack=stack), few, many, on) / n
-        name = f"gpu-train{'-single' * (stack == 1)}: an epoch of one of {n} networks, {kind}, on {len(syn.images)} images and {len(syn.outliers)} outliers, width {exp.width}"
-        rows.append(row(name, seconds, plainly, work_of(net, len(syn.images) + len(syn.outliers)), facts["rates"]["float32"]))
-    facts["whole"]["epoch"] = dict(ours=rows[0]["ours_s"], plain=plainly)
-    return rows, []
+    plainly = min(timed(epoch, on)[0] for _ in range(3))
+    def trained(epochs): return train(syn, device=on, exp=replace(exp, epochs=epochs), progress=False)
+    seconds = slope(trained, few, many, on) / n
+    facts["whole"]["epoch"] = dict(ours=seconds, plain=plainly)
+    name = f"gpu-train: an epoch of one of {n} networks on {len(syn.images)} images and {len(syn.outliers)} outliers, width {exp.width}"
+    work = work_of(net, len(syn.images) + len(syn.outliers))
+    return [row(name, seconds, plainly, work, facts["rates"]["float32"])], []
 
 
 def answers(asked, facts):
@@ -314,7 +311,7 @@ def really(asked, facts, exp, name):
     exp, begin, known = replace(exp, dataset=data.name), time.perf_counter(), facts["whole"]
     losses = []
     a, syn = timed(lambda: distill(exp, data, on, on_step=lambda state: losses.append(state.losses[-1]), progress=False), on)
-    b, nets = timed(lambda: train(syn, device=on, exp=exp, progress=False, stack=side_by_side(asked, exp.n_nets)), on)
+    b, nets = timed(lambda: train(syn, device=on, exp=exp, progress=False), on)
     ood = {f"squares of {grain}": pictures(len(data.test_images), grain, "ood", grain) for grain in (1, 2, 4, 8, 16, 32)}
     c, logits = timed(lambda: collect_logits(nets, data, ood, device=on), on)
     report = report_from_logits(logits)
@@ -329,20 +326,20 @@ PARTS = {"correct": correct, "step-10": partial(step, 10, False), "train": train
          "step-10-tf32": partial(step, 10, True), "experts": experts, "whole": whole}
 
 
-def rates(on):
+def rates(on, side=None):
     "Operations per second of a matrix product in float32, and in TF32 where there is one."
     tf32(False)
-    strict = gemm_rate(on)
+    strict = gemm_rate(on, side)
     if on.type != "cuda": return dict(float32=strict, tf32=strict)
     tf32(True)
-    try: return dict(float32=strict, tf32=gemm_rate(on))
+    try: return dict(float32=strict, tf32=gemm_rate(on, side))
     finally: tf32(False)
 
 
 def run(asked, facts, out):
     "All parts that were asked for. What is known is stored after each, so that a machine that goes away takes little with it."
     rows, wrong, asked.begin = [], [], time.perf_counter()
-    facts |= dict(rates=rates(asked.device), repeats=asked.repeats, quick=asked.quick, differences={}, whole={}, wrong=wrong)
+    facts |= dict(rates=rates(asked.device, 256 if asked.quick else None), repeats=asked.repeats, quick=asked.quick, differences={}, whole={}, wrong=wrong)
     facts["gemm_gflops"] = facts["rates"]["float32"] / 1e9
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compiled"

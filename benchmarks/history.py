@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 
-from trustdd.config import atomic_write
+from trustdd.core.storage import atomic_write
 
 FILE, PICTURE = "history.jsonl", "history.png"
 WHERE = ("date", "commit", "machine", "device", "threads", "torch", "python", "gemm_gflops")
@@ -25,7 +25,7 @@ def short(row): return row["name"].split(":")[0]
 
 def picture(entries) -> bytes:
     "A PNG with a panel for each line of the benchmark: ours and plain over the runs, the share of the matrix product in grey behind."
-    from trustdd.plots import FULL, panels, render
+    from trustdd.reproduction.figures import FULL, panels, render
     names, runs = list(dict.fromkeys(map(short, entries))), list(dict.fromkeys((e["date"], e["commit"]) for e in entries))
     n_cols = 4
     fig, axes = panels(-(-len(names) // n_cols), n_cols, FULL, 1.15, sharex=True)

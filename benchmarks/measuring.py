@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import history
-from trustdd.config import atomic_write, data_root, stream
-from trustdd.distillation import commit
-from trustdd.networks import flops
+from trustdd.core.storage import atomic_write, data_root
+from trustdd.core.randomness import stream
+from trustdd.core.storage import commit
+from trustdd.networks.architectures import flops
 
 HERE, SHAPE, CLASSES = Path(__file__).resolve().parent, (3, 32, 32), 10
 

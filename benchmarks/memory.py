@@ -4,12 +4,13 @@ from dataclasses import replace
 import torch
 
 from measuring import CLASSES, alone, cell, first_to_go, has_cifar10, memory, pictures, tf32, timed, write_tree
-from trustdd.config import Experiment, data_root
-from trustdd.data import load_dataset
-from trustdd.dataset import from_tensors
-from trustdd.distillation import distill
-from trustdd.evaluation import evaluate
-from trustdd.training import train
+from trustdd.core.experiment import Experiment
+from trustdd.core.storage import data_root
+from trustdd.data.catalog import load_dataset
+from trustdd.data.dataset import from_tensors
+from trustdd.distillation.distillation import distill
+from trustdd.evaluation.evaluation import evaluate
+from trustdd.networks.training import train
 
 # CIFAR-10 is 184 MB of bytes; its training images as float32 would be 614 MB: none of these leaves room for one such copy beside what there has to be.
 LIMITS = {"memory-load": 500, "memory-distill": 1000, "memory-evaluate": 1200} # line of the table -> megabytes

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from trustdd.augment import augment, draw
+from trustdd.data.augment import augment, draw
 
 
 def class_criterion(c):

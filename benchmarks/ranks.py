@@ -7,16 +7,23 @@ import argparse, json, os, platform, subprocess, sys, tempfile, time
 from copy import deepcopy
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of this checkout, installed or not
+
 import torch
 
 from measuring import CLASSES, HERE, SHAPE, machine, pictures
-from trustdd.config import Experiment, atomic_write, stream
-from trustdd.dataset import from_tensors
-from trustdd.distillation import commit
-from trustdd.gradient_matching import _match_images, _match_outliers, images_seen, sgd_epoch, start
-from trustdd.networks import compiled, from_experiment
-from trustdd.poe import outlier_pool
-from trustdd.ranks import barrier, first, joined, size
+from trustdd.networks.batches import training_batches
+from trustdd.core.experiment import Experiment
+from trustdd.core.storage import atomic_write
+from trustdd.core.randomness import stream
+from trustdd.data.dataset import from_tensors
+from trustdd.core.storage import commit
+from trustdd.distillation.gradient_matching import (
+    image_side, images_seen, match_side, outlier_side, start)
+from trustdd.networks.architectures import compiled, from_experiment
+from trustdd.data.poe import outlier_pool
+from trustdd.core.distributed import barrier, is_main_process, process_group, world_size
+from trustdd.networks.training import fit
 
 PROMISED = 1.7
 
@@ -37,24 +44,25 @@ def works(ipc, quick):
     "name -> a function that does the work once and gives its result: an outer step; and for several images per class an epoch of training between two of them."
     exp, data, pool, net = setting(ipc, quick)
     begin, fast = start(exp, data, pool), compiled(net, SHAPE, images_seen(exp, CLASSES))
-    draws = lambda purpose: lambda c: stream(exp.seed, purpose, 0, 0, c)
     weights = deepcopy(net.state_dict())
 
     def outer():
         state = deepcopy(begin)
-        _match_images(exp, data, state, net, fast, draws, "cpu")
-        _match_outliers(exp, pool, state, net, fast, draws)
+        for side in (image_side(exp, data, state), outlier_side(exp, pool, state)):
+            match_side(exp, side, net, fast, 0, 0)
         return torch.cat([state.images - begin.images, state.outliers - begin.outliers])
 
     def epoch():
         net.load_state_dict(weights)
         labels = torch.arange(CLASSES).repeat_interleave(exp.ipc)
-        sgd_epoch(fast, torch.optim.SGD(net.parameters(), lr=exp.lr_net), begin.images, labels, begin.outliers, stream(0, "epoch"), exp, exp.batch_net)
+        def batches(epoch):
+            return training_batches(begin.images, labels, begin.outliers, stream(0, "epoch"), exp, exp.batch_net)
+        fit(fast, torch.optim.SGD(net.parameters(), lr=exp.lr_net), batches, 1, exp.lam)
         return torch.cat([p.detach().flatten() for p in net.parameters()])
 
     size_said = f"IPC {ipc}, width {exp.width}"
     made = {f"outer step: {CLASSES} classes and {CLASSES} outlier slots, batch {exp.batch_real}, {size_said}": outer}
-    return made | ({f"training: one epoch on {CLASSES * ipc} images and {CLASSES * exp.opc} outliers, {size_said}": epoch} if exp.inner and exp.outer > 1 else {})
+    return made | ({f"training: one epoch on {CLASSES * ipc} images and {CLASSES * exp.outliers_per_slot} outliers, {size_said}": epoch} if exp.inner and exp.outer > 1 else {})
 
 
 def seconds(work, repeats):
@@ -70,9 +78,9 @@ def seconds(work, repeats):
 def worker(file, quick, repeats):
     "Time everything, as one of the processes that were started; the first writes times and results."
     torch.set_num_threads(1)
-    with joined():
+    with process_group():
         found = {name: seconds(work, repeats) for ipc in (1, 10) for name, work in works(ipc, quick).items()}
-        if first(): torch.save(dict(size=size(), found=found), file)
+        if is_main_process(): torch.save(dict(size=world_size(), found=found), file)
 
 
 # All of it ----------------------------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from dataclasses import replace
 import torch
 
 from measuring import CLASSES, SHAPE, alone, cell, differences, first_to_go, free_memory, memory, pictures, tf32, timed, too_different
-from trustdd.config import Experiment, stream
-from trustdd.experts import flatten
-from trustdd.networks import flops, from_experiment
-from trustdd.trajectory_matching import Student, steps, trajectory_gradient, unrolled_gradient
+from trustdd.core.experiment import Experiment
+from trustdd.core.randomness import stream
+from trustdd.networks.architectures import flops, from_experiment
+from trustdd.networks.parameters import flatten
+from trustdd.distillation.trajectory_matching import (
+    steps, Student, trajectory_gradient, unrolled_gradient)
 
 SIDES, MOST_UNROLLED, FULL = {"ours": trajectory_gradient, "plain": unrolled_gradient}, 20, (10, 20, 40, 80)
 LENGTHS = {f"trajectory-{n}": n for n in FULL} # line of the table -> steps of the student

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trustdd.cli import main
+from trustdd.reproduction.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 

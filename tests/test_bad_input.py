@@ -11,14 +11,16 @@ from PIL import Image
 from safetensors.torch import save as tensor_bytes
 
 from conftest import content, one_thread
-from trustdd.cli import main
-from trustdd.config import Experiment, UserError, run_name, to_dict
-from trustdd.data import load_dataset
-from trustdd.dataset import from_tensors
-from trustdd.distillation import DistilledSet, distill
-from trustdd.paper import paper
-from trustdd.report import Report
-from trustdd.runs import load_or_run
+from trustdd.reproduction.cli import main
+from trustdd.core.experiment import Experiment, run_name, to_dict
+from trustdd.core.checks import UserError
+from trustdd.data.catalog import load_dataset
+from trustdd.data.dataset import from_tensors
+from trustdd.data.distilled_set import DistilledSet
+from trustdd.distillation.distillation import distill
+from trustdd.reproduction.atlas import make_items
+from trustdd.evaluation.report import Report
+from trustdd.reproduction.runs import load_or_run
 
 SMALL = "--preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --device cpu".split()
 FIELDS = dict(preset="smoke", ipc=1, iterations=1, n_nets=1, epochs=1)
@@ -123,7 +125,7 @@ def test_ood_sets_are_looked_at_before_anything_is_computed(project, ood, said):
 
 
 def test_unknown_field_in_python():
-    from trustdd.config import Experiment
+    from trustdd.core.experiment import Experiment
     with pytest.raises(UserError, match="colour.*dataset, method"): Experiment(colour="red")
 
 
@@ -334,8 +336,8 @@ def test_distilled_set_of_another_run(refused, finished):
 
 @pytest.mark.parametrize("how", ["a text", "cut short", "foreign", "hollow", "another run's"])
 def test_broken_checkpoint(refused, finished, how):
-    from trustdd.distillation import save_checkpoint
-    from trustdd.gradient_matching import start
+    from trustdd.distillation.distillation import save_checkpoint
+    from trustdd.distillation.gradient_matching import start
     exp, folder = Experiment(dataset="digits", **FIELDS), begun()
     state, file = start(exp, load_dataset("digits")), folder/"checkpoint.safetensors"
     save_checkpoint(state, exp if how != "another run's" else replace(exp, lam=0.9), file)
@@ -400,7 +402,7 @@ def test_wrong_words_to_paper(refused, atlas):
 def test_unknown_parameter_of_a_notebook(atlas, project):
     "papermill itself would only warn, and run with the defaults."
     before = content(project)
-    with pytest.raises(UserError, match="colour.*choose one of: preset, out"): paper("smoke", parameters=dict(colour="red"), progress=False)
+    with pytest.raises(UserError, match="colour.*choose one of: preset, out"): make_items("smoke", parameters=dict(colour="red"), progress=False)
     assert content(project) == before and not (project/"figures").exists()
 
 

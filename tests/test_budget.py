@@ -7,15 +7,16 @@ import pytest
 import torch
 from filelock import FileLock
 
-from trustdd.budget import RESERVE
-from trustdd.buffers import buffer_name, epochs_done
-from trustdd.cli import main, parser
-from trustdd.config import Experiment, run_name
-from trustdd.distillation import load_checkpoint
-from trustdd.runs import load_or_run
+from trustdd.core.deadline import RESERVE
+from trustdd.distillation.buffers import buffer_name
+from trustdd.distillation.trajectories import epochs_done
+from trustdd.reproduction.cli import main, parser
+from trustdd.core.experiment import Experiment, run_name
+from trustdd.distillation.distillation import load_checkpoint
+from trustdd.reproduction.runs import load_or_run
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = "--dataset digits --preset smoke --outliers poe --ipc 1 --n-nets 2 --n-test 20 --ood gaussian,skimage-text --device cpu".split()
+SMALL = "--dataset digits --preset smoke --outliers poe --ipc 1 --outer 2 --inner 1 --n-nets 2 --n-test 20 --ood gaussian,skimage-text --device cpu".split()
 BUDGET = RESERVE + 0.8
 
 

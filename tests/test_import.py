@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from conftest import one_thread
-from trustdd.cli import main
-from trustdd.config import Experiment, UserError
-from trustdd.data import load_dataset
-from trustdd.distillation import DistilledSet, distill
-from trustdd.foreign_files import read_torch
-from trustdd.importing import import_set
+from trustdd.reproduction.cli import main
+from trustdd.core.experiment import Experiment
+from trustdd.core.checks import UserError
+from trustdd.data.catalog import load_dataset
+from trustdd.data.distilled_set import DistilledSet
+from trustdd.distillation.distillation import distill
+from trustdd.distillation.foreign_files import read_torch
+from trustdd.distillation.importers import import_set
 
 SMALL = dict(preset="smoke", ipc=2, iterations=1, width=4, n_nets=2, epochs=3)
 FLAGS = "--preset smoke --width 4 --n-nets 2 --epochs 3".split()
@@ -106,7 +108,7 @@ def test_a_data_set_of_another_size(project):
 
 
 def test_whitened_images_are_judged_on_whitened_images(project):
-    from trustdd.data import prepared
+    from trustdd.data.catalog import prepared
     exp = Experiment(dataset="digits", preset="smoke", method="mtt", ipc=1, width=4, epochs=3, zca=True)
     digits = prepared(exp)
     chosen = torch.cat([digits.of_class(c)[:1] for c in range(10)])

@@ -6,25 +6,26 @@ import pytest
 import torch
 
 from conftest import server
-from trustdd.config import Experiment, run_name, to_dict
-from trustdd.distillation import load_checkpoint
-from trustdd.logits import Logits
+from trustdd.core.experiment import Experiment, run_name, to_dict
+from trustdd.distillation.distillation import load_checkpoint
+from trustdd.evaluation.logits import Logits
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(dataset="digits", preset="smoke", ipc=1, iterations=3, n_nets=3, epochs=2, n_test=20, ood=("gaussian", "skimage-text"))
-DSA = {o: Experiment(outliers=o, **SMALL) for o in ("none", "oe", "poe")}
+DSA = {o: Experiment(outliers=o, outer=2, inner=1, **SMALL) for o in ("none", "oe", "poe")}
+SIDED = Experiment(outliers="poe", **SMALL) # its images and outliers are distilled one side after the other
 MTT = Experiment(method="mtt", outliers="poe", experts=3, train_epochs=3, expert_epochs=2, max_start_epoch=2, **SMALL)
 WATCHED = Experiment(outliers="poe", holdout=0.2, watch=(0, 2), **SMALL | dict(ood=()))
-ALL = [*DSA.values(), MTT, WATCHED]
-WORDS = "distill --dataset digits --preset smoke --outliers poe --ipc 1 --iterations 3 --device cpu".split()
+ALL = [*DSA.values(), SIDED, MTT, WATCHED]
+WORDS = "distill --dataset digits --preset smoke --outliers poe --ipc 1 --outer 2 --inner 1 --iterations 3 --device cpu".split()
 
 # A process that reads requests, one line each: groups of processes, side by side, that work on one store or run the words of a command.
 # They are forked, so that torch is imported once. "die" is (process, function, number of the call, signal, to the whole group?).
 SERVER = """
 import itertools, json, os, signal, socket, sys, time, torch
-import trustdd.buffers, trustdd.cli, trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training, trustdd.watching
-from trustdd.config import Experiment
-from trustdd.ranks import first, joined
+import trustdd.buffers, trustdd.cli, trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training, trustdd.validation
+from trustdd.core.experiment import Experiment
+from trustdd.core.distributed import is_main_process, process_group
 
 def before(function, action):
     module, name = function.rsplit(".", 1)
@@ -148,7 +149,7 @@ def test_killed_together_and_continued_by_fewer_or_more(ask, alone, tmp_path, ex
     assert same(alone, tmp_path/"fewer", exp) and same(alone, tmp_path/"more", exp)
 
 
-@pytest.mark.parametrize("exp, more", [(DSA["poe"], ""), (MTT, "--method mtt --experts 3 --train-epochs 3 --expert-epochs 2 --max-start-epoch 2")], ids=["dsa", "mtt"])
+@pytest.mark.parametrize("exp, more", [(DSA["poe"], "--outer 2 --inner 1"), (SIDED, ""), (MTT, "--method mtt --experts 3 --train-epochs 3 --expert-epochs 2 --max-start-epoch 2")], ids=["dsa", "sides", "mtt"])
 def test_out_of_time_all_stop_and_the_same_command_continues(ask, alone, tmp_path, exp, more):
     "A lap of each process at a time; one line says so."
     words = f"run --dataset digits --preset smoke --outliers poe --ipc 1 --iterations 3 --n-nets 3 --epochs 2 --n-test 20 --ood gaussian,skimage-text --device cpu --time-budget 0.001 {more}".split()
@@ -207,11 +208,11 @@ def torchrun(*words, seconds=400):
 
 def test_torchrun_starts_the_command_line(alone, tmp_path):
     exp = DSA["poe"]
-    words = "--dataset digits --preset smoke --outliers poe --ipc 1 --iterations 3 --n-nets 3 --epochs 2 --n-test 20 --ood gaussian,skimage-text --device cpu".split()
+    words = "--dataset digits --preset smoke --outliers poe --ipc 1 --outer 2 --inner 1 --iterations 3 --n-nets 3 --epochs 2 --n-test 20 --ood gaussian,skimage-text --device cpu".split()
     done = torchrun("-m", "trustdd", "distill", *words, "--runs", tmp_path, "--out", tmp_path/"out.safetensors")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("DistilledSet(") == 1 and done.stderr.count("| 0/3 [") == 1
-    from trustdd.distillation import DistilledSet
+    from trustdd.data.distilled_set import DistilledSet
     ours, theirs = DistilledSet.load(tmp_path/"out.safetensors"), DistilledSet.load(alone/run_name(exp)/"distilled.safetensors")
     assert torch.equal(ours.images, theirs.images) and torch.equal(ours.outliers, theirs.outliers) and ours.experiment == theirs.experiment == exp
 
@@ -244,6 +245,6 @@ def test_two_gpus_make_what_one_makes_to_float32_accuracy(tmp_path):
     words = "distill --dataset digits --preset smoke --outliers poe --ipc 1 --iterations 3 --device cuda".split()
     assert torchrun("-m", "trustdd", *words, "--runs", tmp_path/"two", "--out", tmp_path/"two.safetensors").returncode == 0
     assert subprocess.run([sys.executable, "-m", "trustdd", *words, "--runs", tmp_path/"one", "--out", tmp_path/"one.safetensors"], env=ENV, cwd=ROOT).returncode == 0
-    from trustdd.distillation import DistilledSet
+    from trustdd.data.distilled_set import DistilledSet
     one, two = (DistilledSet.load(tmp_path/f"{n}.safetensors") for n in ("one", "two"))
     assert torch.allclose(one.images, two.images, atol=1e-3) and torch.allclose(one.outliers, two.outliers, atol=1e-3)

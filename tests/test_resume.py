@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from conftest import server
-from trustdd.buffers import buffer_name
-from trustdd.cli import main
-from trustdd.config import Experiment, run_name, to_dict
-from trustdd.distillation import DistilledSet, distill, load_checkpoint
-from trustdd.runs import load_or_run, run_all
+from trustdd.distillation.buffers import buffer_name
+from trustdd.reproduction.cli import main
+from trustdd.core.experiment import Experiment, run_name, to_dict
+from trustdd.data.distilled_set import DistilledSet
+from trustdd.distillation.distillation import distill, load_checkpoint
+from trustdd.reproduction.runs import load_or_run, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
-EXP = Experiment(dataset="digits", outliers="poe", preset="smoke", ipc=1, iterations=4, n_nets=1, epochs=3, n_test=20, ood=("gaussian", "skimage-text"))
+EXP = Experiment(dataset="digits", outliers="poe", preset="smoke", ipc=1, outer=2, inner=1, iterations=4, n_nets=1, epochs=3, n_test=20, ood=("gaussian", "skimage-text"))
 MTT = Experiment(dataset="digits", method="mtt", outliers="poe", preset="smoke", ipc=1, experts=2, train_epochs=3, expert_epochs=2, max_start_epoch=2, iterations=4, n_nets=1, epochs=3, n_test=20, ood=("gaussian", "skimage-text"))
+SIDED = replace(EXP, outer=1) # its images and outliers are distilled one side after the other
 WATCHED = replace(MTT, holdout=0.2, watch=(0, 2, 4), ood=())
 
 # A process that reads requests, one line each, and forks a child for every run asked for: torch is imported once, and a fork can be killed.
@@ -24,8 +26,8 @@ WATCHED = replace(MTT, holdout=0.2, watch=(0, 2, 4), ood=())
 # "mark" is a file with a line for each computation, "experts" one with a line for each time that an expert was begun or gone on with.
 SERVER = """
 import itertools, json, os, signal, sys, time, torch
-import trustdd.gradient_matching, trustdd.logits, trustdd.runs, trustdd.trajectory_matching, trustdd.training, trustdd.watching
-from trustdd.config import Experiment
+import trustdd.gradient_matching, trustdd.logits, trustdd.runs, trustdd.trajectory_matching, trustdd.training, trustdd.validation
+from trustdd.core.experiment import Experiment
 
 def deadly(holder, name, number, pause=0, torn=False):
     function, count = getattr(holder, name), itertools.count(1)
@@ -235,7 +237,7 @@ def test_who_waits_takes_over_from_who_is_killed(ask, straight, tmp_path):
 
 def test_asked_again_nothing_is_computed(straight, monkeypatch):
     def never(*a, **kw): raise AssertionError("computed again")
-    for name in ("compute", "distill", "train", "prepared"): monkeypatch.setattr(f"trustdd.runs.{name}", never)
+    for name in ("runs.compute", "runs.train", "runs.prepared", "sides.distill"): monkeypatch.setattr(f"trustdd.{name}", never)
     times = {p: p.stat().st_mtime_ns for p in straight.iterdir()}
     store = straight.parents[len(Path(run_name(EXP)).parts) - 1]
     run, = run_all([EXP], store)
@@ -257,11 +259,11 @@ def test_neither_chance_nor_clock(straight, tmp_path, monkeypatch):
 
 def test_the_order_of_other_work_changes_nothing(straight, tmp_path):
     "Another experiment before it in the same process leaves no trace."
-    load_or_run(replace(EXP, seed=5, outliers="none", opc=0), tmp_path, "cpu", progress=False)
+    load_or_run(replace(EXP, seed=5, outliers="none", outliers_per_slot=0), tmp_path, "cpu", progress=False)
     same(load_or_run(EXP, tmp_path, "cpu", progress=False).folder, straight)
 
 
-@pytest.mark.parametrize("fields", [dict(method="dc", strategy="none", epochs=2), dict(outliers="oe"), dict(outliers="none", opc=0), dict(method="random"),
+@pytest.mark.parametrize("fields", [dict(method="dc", strategy="none", epochs=2), dict(outliers="oe"), dict(outliers="none", outliers_per_slot=0), dict(method="random"),
                                     dict(norm="batch"), dict(init="noise"), dict(metric="mse")], ids=str)
 def test_two_fresh_runs_give_the_same_bytes(tmp_path, fields):
     exp = replace(EXP, iterations=1, **fields)
@@ -269,6 +271,54 @@ def test_two_fresh_runs_give_the_same_bytes(tmp_path, fields):
         torch.manual_seed(seed)
         distill(exp, device="cpu", progress=False).save(tmp_path/name)
     assert (tmp_path/"a").read_bytes() == (tmp_path/"b").read_bytes()
+
+
+# --- each side once
+
+@pytest.fixture(scope="module")
+def straight_sided(ask, tmp_path_factory):
+    "The store of an uninterrupted run whose sides are distilled one after the other."
+    store = tmp_path_factory.mktemp("sided")
+    assert ask(dict(exp=SIDED, store=store)) == [0]
+    return store
+
+
+def same_sided(store, other):
+    same(store/run_name(SIDED), other/run_name(SIDED))
+    assert names(store/"sides") == names(other/"sides")
+    for folder in (store/"sides").iterdir(): assert names(folder) == [".lock", "side.safetensors"] # no checkpoint is left
+
+
+SIDED_MOMENTS = { # renamed are the configuration, then for each side four checkpoints and the side, then the log
+    "in the first side": ("gradient_matching", "match", 27),
+    "before the first side is renamed": ("os", "replace", 6),
+    "before its checkpoint is removed": ("os", "replace", 7),
+    "in the second side": ("gradient_matching", "match", 67),
+    "before the second side is renamed": ("os", "replace", 11),
+    "before the log is renamed": ("os", "replace", 12),
+    "before the set is renamed": ("os", "replace", 13),
+}
+
+@pytest.mark.parametrize("moment", SIDED_MOMENTS)
+def test_killed_in_a_side(ask, straight_sided, tmp_path, moment):
+    assert ask(dict(exp=SIDED, store=tmp_path, die=SIDED_MOMENTS[moment])) == [-signal.SIGKILL]
+    assert not (tmp_path/run_name(SIDED)/"distilled.safetensors").exists()
+    assert ask(dict(exp=SIDED, store=tmp_path, seed=1, threads=2)) == [0]
+    same_sided(tmp_path, straight_sided)
+
+
+def test_sides_make_the_set_that_is_made_together(straight_sided, tmp_path):
+    distill(SIDED, device="cpu", progress=False).save(tmp_path/"together")
+    assert (tmp_path/"together").read_bytes() == (straight_sided/run_name(SIDED)/"distilled.safetensors").read_bytes()
+
+
+def test_three_runs_that_share_a_side_distil_it_once(ask, straight_sided, tmp_path):
+    "Without outliers, with them, and with another weight of them, side by side: images and outliers once each."
+    exps = [SIDED, replace(SIDED, outliers="none", outliers_per_slot=0), replace(SIDED, lam=0.9)]
+    assert ask(*(dict(exp=e, store=tmp_path) for e in exps)) == [0, 0, 0]
+    same_sided(tmp_path, straight_sided)
+    images = [DistilledSet.load(tmp_path/run_name(e)/"distilled.safetensors").images for e in exps]
+    assert all(torch.equal(images[0], x) for x in images)
 
 
 # --- trajectory matching: experts, which several runs share, and then the run
@@ -374,7 +424,7 @@ def test_three_that_ask_for_one_mtt_run_train_each_expert_once(ask, straight_mtt
 
 def test_runs_that_share_experts_train_each_once(ask, straight_mtt, tmp_path):
     mark, experts = tmp_path/"mark", tmp_path/"experts"
-    others = [replace(MTT, seed=1), replace(MTT, ipc=2, opc=2, syn_steps=2)]
+    others = [replace(MTT, seed=1), replace(MTT, ipc=2, outliers_per_slot=2, syn_steps=2)]
     assert len({buffer_name(e) for e in (MTT, *others)}) == 1
     assert ask(*(dict(exp=e, store=tmp_path/"store", mark=mark, experts=experts) for e in (*others, MTT))) == [0, 0, 0]
     assert len(mark.read_text().split()) == 3 and counts(experts) == ["0", "1"]
@@ -409,7 +459,7 @@ def test_workers_train_each_expert_once(straight_mtt, tmp_path, monkeypatch):
 def test_asked_again_no_expert_is_touched(straight_mtt, monkeypatch):
     "A finished run does without its experts."
     def never(*a, **kw): raise AssertionError("computed again")
-    for name in ("runs.compute", "runs.make_buffer", "buffers.train_expert", "runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
+    for name in ("runs.compute", "jobs.make_buffer", "buffers.train_expert", "runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
     times = {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}
     assert load_or_run(MTT, straight_mtt).distilled.lr > 0
     assert times == {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}

@@ -12,14 +12,17 @@ from safetensors.torch import save as tensor_bytes
 import trustdd.buffers
 from conftest import content, one_thread
 from test_bad_input import full_disk, tree
-from trustdd.buffers import Buffer, buffer_name
-from trustdd.cli import main
-from trustdd.config import Experiment, UserError, run_name
-from trustdd.data import load_dataset, prepared
-from trustdd.distillation import DistilledSet, distill, load_checkpoint
-from trustdd.logits import Logits, predict
-from trustdd.runs import load_or_distill, load_or_run, run_buffer
-from trustdd.training import train
+from trustdd.distillation.buffers import Buffer, buffer_name
+from trustdd.reproduction.cli import main
+from trustdd.core.experiment import Experiment, run_name
+from trustdd.core.checks import UserError
+from trustdd.data.catalog import load_dataset, prepared
+from trustdd.data.distilled_set import DistilledSet
+from trustdd.distillation.distillation import distill, load_checkpoint
+from trustdd.evaluation.logits import Logits, predict
+from trustdd.reproduction.runs import load_or_distill, load_or_run
+from trustdd.reproduction.jobs import run_buffer
+from trustdd.networks.training import train
 
 SMALL = "--method mtt --preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --n-test 20 --ood gaussian --device cpu".split()
 EXPERTS = "buffers --preset smoke --device cpu".split()
@@ -74,8 +77,8 @@ WRONG = [
     ("--batch-train 0", "batch_train 0"),
     ("--batch-syn -1", "batch_syn -1 0 or more"),
     ("--expert-seed -1", "expert_seed -1 0 or more"),
-    ("--lr-lr -1", "lr_lr -1 0 or more"),
-    ("--lr-lr inf", "lr_lr inf finite"),
+    ("--lr-lr -1", "lr_alpha -1 0 or more"),
+    ("--lr-lr inf", "lr_alpha inf finite"),
     ("--syn-lr nan", "syn_lr nan finite"),
     ("--syn-lr 0", "syn_lr 0 above 0"),
     ("--lr-teacher 0", "lr_teacher 0 above 0"),
@@ -128,8 +131,8 @@ def test_run_folder_of_another_configuration_is_noticed_before_experts_are_train
 
 # --- a run that goes astray
 
-@pytest.mark.parametrize("words, said", [("--lr-lr 6e-5", "step size negative lr_lr 6e-05 syn_lr"), ("--lr-lr 1e9", "step size lr_lr 1000000000.0"), ("--lr-img 1e39", "pixels finite lr_img 1e+39"),
-                                         ("--syn-lr 1e30", "parameters finite syn_lr 1e+30 syn_steps 3 lr_lr")], ids=str)
+@pytest.mark.parametrize("words, said", [("--lr-lr 6e-5", "step size negative lr_alpha 6e-05 syn_lr"), ("--lr-lr 1e9", "step size lr_alpha 1000000000.0"), ("--lr-img 1e39", "pixels finite lr_img 1e+39"),
+                                         ("--syn-lr 1e30", "parameters finite syn_lr 1e+30 syn_steps 3 lr_alpha")], ids=str)
 def test_diverging(fails, experts, words, said):
     "The checkpoint holds what was good, and asking again does not make anything of it."
     words = ["--iterations", "12", *words.split()]
@@ -234,7 +237,7 @@ def test_the_owner_died(experts, trained, monkeypatch, how, kept):
     if how == "no part": part.unlink()
     if how == "no head": part.write_bytes(b"")
     for name in (".expert001.lock", ".lock", ".expert000.lock"): (experts/name).touch() if how == "an empty lock" else (experts/name).unlink(missing_ok=True)
-    epochs, real = [], trustdd.buffers.train_epoch
+    epochs, real = [], trustdd.distillation.buffers.train_epoch
     monkeypatch.setattr("trustdd.buffers.train_epoch", lambda *a: epochs.append(1) or real(*a))
     assert main(EXPERTS) == 0
     assert len(epochs) == EXP.train_epochs - max(kept, 0)
@@ -243,7 +246,7 @@ def test_the_owner_died(experts, trained, monkeypatch, how, kept):
 
 
 def test_interrupted_by_the_user(project, trained, capfd, monkeypatch):
-    calls, real = [], trustdd.buffers.train_epoch
+    calls, real = [], trustdd.distillation.buffers.train_epoch
     def interrupt(*a):
         if calls: raise KeyboardInterrupt
         calls.append(1)
@@ -351,21 +354,21 @@ def shared(tmp_path_factory):
 
 @pytest.mark.parametrize("fields", [
     dict(), dict(norm="batch"), dict(norm="batch", outliers="poe", batch_syn=4), dict(norm="layer", pool="max", act="sigmoid"), dict(pool="none", act="leakyrelu"), dict(model="mlp"),
-    dict(outliers="oe"), dict(outliers="oe", ipc=2, opc=1), dict(outliers="poe", ipc=3, opc=2, batch_syn=7), dict(batch_syn=1),
-    dict(outliers="poe", distill_outliers=False), dict(init="noise", outliers="poe", opc=3), dict(strategy="none"), dict(strategy="flip_rotate", align_corners=False), dict(zca=True, outliers="poe"),
-    dict(holdout=0.2, outliers="oe"), dict(lr_lr=0.0), dict(syn_steps=1), dict(train_epochs=3, expert_epochs=2, max_start_epoch=2), dict(experts=1),
+    dict(outliers="oe"), dict(outliers="oe", ipc=2, outliers_per_slot=1), dict(outliers="poe", ipc=3, outliers_per_slot=2, batch_syn=7), dict(batch_syn=1),
+    dict(outliers="poe", distill_outliers=False), dict(init="noise", outliers="poe", outliers_per_slot=3), dict(strategy="none"), dict(strategy="flip_rotate", align_corners=False), dict(zca=True, outliers="poe"),
+    dict(holdout=0.2, outliers="oe"), dict(lr_alpha=0.0), dict(syn_steps=1), dict(train_epochs=3, expert_epochs=2, max_start_epoch=2), dict(experts=1),
     dict(dataset="colour"), dict(dataset="colour", outliers="poe", norm="batch"), dict(dataset="colour", outliers="poe", corruptions=("ghost", "invert"), batch_syn=2), dict(dataset="digits@16", depth=3),
 ], ids=lambda f: ", ".join(f"{k}={v}" for k, v in f.items()) or "plain")
 def test_variants(shared, monkeypatch, fields):
     "Finite images of the right shapes, in motion; the same again from the same experts."
     monkeypatch.setattr("trustdd.distillation.commit", lambda: "a commit")
     if fields.get("dataset") == "colour": fields = {**fields, "dataset": str(shared/"colour")}
-    exp = Experiment(**{**dict(method="mtt", preset="smoke", ipc=1, iterations=2, lr_lr=1e-7), **fields})
+    exp = Experiment(**{**dict(method="mtt", preset="smoke", ipc=1, iterations=2, lr_alpha=1e-7), **fields})
     made = [distill(exp, device="cpu", progress=False, buffer=shared/buffer_name(exp)) for _ in range(2)]
     syn, data = made[0], prepared(exp)
     begun = distill(replace(exp, iterations=1), device="cpu", progress=False, buffer=shared/buffer_name(exp))
-    assert syn.images.shape == (data.n_classes * exp.ipc, *data.shape) and syn.outliers.shape == (data.n_classes * exp.opc, *data.shape)
+    assert syn.images.shape == (data.n_classes * exp.ipc, *data.shape) and syn.outliers.shape == (data.n_classes * exp.outliers_per_slot, *data.shape)
     assert syn.images.isfinite().all() and syn.outliers.isfinite().all() and not torch.equal(syn.images, begun.images)
-    assert 0 < syn.lr < 1 and (syn.lr == begun.lr) == (exp.lr_lr == 0)
-    if exp.opc: assert torch.equal(syn.outliers, begun.outliers) == (not exp.distill_outliers)
+    assert 0 < syn.lr < 1 and (syn.lr == begun.lr) == (exp.lr_alpha == 0)
+    if exp.outliers_per_slot: assert torch.equal(syn.outliers, begun.outliers) == (not exp.distill_outliers)
     assert torch.equal(syn.images, made[1].images) and torch.equal(syn.outliers, made[1].outliers) and syn.lr == made[1].lr

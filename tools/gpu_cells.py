@@ -1,15 +1,23 @@
-"""Run chapters with their cells marked `#| gpu`, in any Python that has torch and fastcore (nbdev is not needed): python tools/gpu_cells.py [CHAPTER ...] [--only TEXT]
-A cell's last value is printed with its seconds. A cell that fails does not stop the others; exit status 1 if one did."""
-import argparse, ast, json, re, sys, time, traceback
+"""Run chapters with their cells marked `#| gpu`, in any Python that has torch and fastcore (nbdev is not needed):
+
+    python tools/gpu_cells.py [CHAPTER ...] [--only TEXT]
+
+A cell's last value is printed with its seconds. A cell that fails does not stop the others; exit status 1 if one did.
+"""
+import argparse
+import ast
+import re
+import sys
+import time
+import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from count import ROOT, code_cells, notebooks
 
 
-def code_cells(path): return ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-
-
-def marked(source, word): return re.search(rf"^#\| {word}\b", source, re.M)
+def marked(source, word):
+    "Has a cell this directive?"
+    return re.search(rf"^#\| {word}\b", source, re.M)
 
 
 def run(source, name, space):
@@ -27,19 +35,33 @@ def chapter(path, only):
         name, gpu = f"{path.stem}, code cell {i}", marked(source, "gpu")
         if marked(source, "(slow|data)") or gpu and only and only not in source: continue
         begun = time.perf_counter()
-        try: value = run(source, name, space)
-        except Exception: traceback.print_exc(); failed.append(name); continue
+        try:
+            value = run(source, name, space)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            continue
         if gpu: print(f"{name}: {time.perf_counter() - begun:.1f} s: {value!r}", flush=True)
     return failed
 
 
+def chosen(root, names):
+    "The notebooks with these names, or all that have cells for a GPU; the atlas stays out."
+    chapters = [p for p in notebooks(root/"nbs") if p.parent.name != "paper"]
+    if not names: return [p for p in chapters if any(marked(s, "gpu") for s in code_cells(p))]
+    known = {p.stem: p for p in chapters}
+    unknown = [n for n in names if Path(n).stem not in known]
+    if unknown: sys.exit(f"no chapter is called {', '.join(unknown)}")
+    return [known[Path(n).stem] for n in names]
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("chapters", nargs="*", help="such as 05_stacked; all that have such cells if none is named")
+    parser = argparse.ArgumentParser(description="Run chapters with their cells for a GPU.")
+    parser.add_argument("chapters", nargs="*", help="such as 05_gradient_matching; all with such cells if none is named")
     parser.add_argument("--only", help="of the GPU's cells only those with this text in them")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    paths = [ROOT/"nbs"/f"{name}.ipynb" for name in args.chapters] or [p for p in sorted((ROOT/"nbs").glob("*.ipynb")) if any(marked(s, "gpu") for s in code_cells(p))]
+    paths = chosen(ROOT, args.chapters)
     wrong = [name for p in paths for name in chapter(p, args.only)]
     print("\n".join(["failed:", *wrong]) if wrong else f"{len(paths)} chapters ran")
     sys.exit(bool(wrong))

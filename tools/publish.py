@@ -3,9 +3,12 @@ python tools/publish.py --scores [--to FOLDER] only adds scores.safetensors, mad
 import argparse, json, sys
 from pathlib import Path
 
-from trustdd.config import Experiment, UserError, atomic_write
-from trustdd.runs import Run, add_scores, publish
-from trustdd.transfer import publish_transfer
+from trustdd.core.experiment import Experiment
+from trustdd.core.checks import UserError
+from trustdd.core.storage import atomic_write
+from trustdd.reproduction.run_store import Run
+from trustdd.reproduction.publishing import add_scores, publish
+from trustdd.reproduction.cross_architecture import publish_transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGITS = ("fig01", "fig02", "fig13", "fig14", "fig16", "fig19", "tab08")  # the only ones drawn from logits; the others need reports and scores

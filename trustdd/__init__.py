@@ -1,23 +1,38 @@
+"Trustworthy dataset distillation: a few synthetic images and outliers that teach a network what it knows and what it does not."
 __version__ = "0.1.0"
 
-# What the outside relies on. Each name is loaded from its module when it is first used, so `import trustdd` costs next to nothing.
+# What you need from outside. Each name is loaded from its module when it is first used, so `import trustdd` costs next to nothing.
 _HOME = {
-    "Experiment": "config", "UserError": "config", "PRESETS": "config", "stream": "config",
-    "Dataset": "dataset", "from_tensors": "dataset", "load_dataset": "data", "load_ood": "data", "load_aux": "data", "ood_suite": "data",
-    "build_network": "networks", "corrupt": "poe",
-    "DistilledSet": "distillation", "distill": "distillation",
-    "import_set": "importing",
-    "train": "training", "evaluate": "evaluation", "Report": "report",
-    "ood_metrics": "ood", "SCORES": "ood",
-    "load_or_run": "runs", "run_all": "runs", "run_buffer": "runs", "Run": "runs", "publish": "runs",
+    "core.checks": "UserError",
+    "core.experiment": "Experiment PRESETS",
+    "core.randomness": "stream",
+    "data.dataset": "Dataset from_tensors",
+    "data.catalog": "load_dataset load_ood load_aux ood_suite",
+    "data.poe": "corrupt POEPool OEPool outlier_pool",
+    "data.distilled_set": "DistilledSet",
+    "networks.architectures": "build_network",
+    "networks.losses": "outlier_loss training_loss",
+    "networks.training": "train",
+    "distillation.methods": "method Method",
+    "distillation.distillation": "distill",
+    "distillation.importers": "import_set",
+    "evaluation.scores": "ood_metrics SCORES",
+    "evaluation.report": "Report",
+    "evaluation.evaluation": "evaluate",
+    "evaluation.bootstrap": "paired_difference",
+    "reproduction.run_store": "Run",
+    "reproduction.runs": "load_or_run run_all",
+    "reproduction.jobs": "run_buffer",
+    "reproduction.publishing": "publish",
 }
-__all__ = ["__version__", *_HOME]
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+__all__ = ["__version__", *_MODULE]
 
 
 def __getattr__(name):
     from importlib import import_module
-    if name not in _HOME: raise AttributeError(f"module 'trustdd' has no attribute {name!r}")
-    return getattr(import_module(f"trustdd.{_HOME[name]}"), name)
+    if name not in _MODULE: raise AttributeError(f"module 'trustdd' has no attribute {name!r}")
+    return getattr(import_module(f"trustdd.{_MODULE[name]}"), name)
 
 
 def __dir__(): return __all__
