@@ -202,11 +202,11 @@ def test_same_bytes():
 def test_migration_renames_fields_and_leaves_tensors(tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
-    config = {"outliers_per_slot": 1, "lr_alpha": 0.1, "metric": "ours", "ood": []}
+    config = {"opc": 1, "lr_lr": 0.1, "metric": "ours", "ood": []}
     (tmp_path/"config.json").write_text(json.dumps(config))
     (tmp_path/"ood.json").write_text(json.dumps([{"metric": "auroc"}]))
     text = json.dumps({"format": 1, "provenance": {"experiment": config}})
-    save_file({"images": torch.arange(5)}, tmp_path/"d.safetensors", {"trustdd": text, "note": "outliers_per_slot"})
+    save_file({"images": torch.arange(5)}, tmp_path/"d.safetensors", {"trustdd": text, "note": "opc"})
     assert migrate_published.migrate(tmp_path) == 2 and migrate_published.migrate(tmp_path) == 0
     now = json.loads((tmp_path/"config.json").read_text())
     assert now == {"outliers_per_slot": 1, "lr_alpha": 0.1, "metric": "dc", "ood": []}

@@ -144,6 +144,7 @@ def count(project):
     "What is measured -> its value."
     package = project/"trustdd"
     known, graph = modules(package), import_graph(package)
+    graph.pop(f"{package.name}.__main__", None)  # it only calls the command line
     sizes = {name: len(lines_of(path)) for name, path in known.items()}
     lines = sum(sizes.values())
     chapters = notebooks(project/"nbs")
