@@ -141,6 +141,8 @@ class Import(Command):
     mean:tuple[str, ...]|None=None      # with which the images were normalised, per channel
     std:tuple[str, ...]|None=None       # likewise
     zca:bool=False                      # the images are whitened
+    preset:str="paper"                  # of the recipe that networks are trained by
+    seed:int=0                          # of the experiment that the set is said to be of
 
     def run(self, fields) -> int:
         "Prints where the set is and what was noticed."

@@ -89,13 +89,12 @@ def _tyro(commands, words):
 # %% ../../nbs/reproduction/59_flags.ipynb #d3ee6181
 def _one_line(box:str) -> str:
     "What an error box says, in one line."
-    lines = [re.sub(r"^[│╭╰]\s?|[│╮╯─]*$", "", line).strip() for line in box.splitlines()]
-    title = re.sub(r"[─\s]+", " ", lines[0]).strip() if lines else ""
+    lines = [line.strip("│╭╮╰╯─- ") for line in box.splitlines()]
     said = []
-    for line in lines[1:]:
-        if re.match(r"─+$|Argument helptext|Perhaps you meant|For full helptext", line): break
+    for line in filter(None, lines):
+        if re.match("Argument helptext|Perhaps you meant|For full helptext", line): break
         said.append(line)
-    return f"{title}: {' '.join(filter(None, said))} (trustdd --help tells more)"
+    return f"{' '.join(said)} (trustdd --help tells more)"
 
 # %% ../../nbs/reproduction/59_flags.ipynb #814f55e0
 def with_experiment(
