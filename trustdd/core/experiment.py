@@ -9,11 +9,11 @@ __all__ = ['PRESETS', 'OUTLIERS', 'MAIN', 'Settings', 'settings', 'methods', 'se
 
 # %% ../../nbs/core/06_experiment.ipynb #7e26be9c
 import hashlib, json, os
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
-from .checks import UserError, check_choice, check_int
+from .checks import check_choice, check_int, UserError
 from .storage import digest
 
 # %% ../../nbs/core/06_experiment.ipynb #703e7b5f
@@ -49,7 +49,7 @@ def settings(
     return register
 
 # %% ../../nbs/core/06_experiment.ipynb #241bea7f
-_OWNERS = ("data.catalog", "data.augment", "data.poe", "networks.architectures",
+_OWNERS = ("data.dataset", "data.augment", "data.poe", "networks.architectures",
            "networks.training", "evaluation.evaluation")
 
 def _load_owners():
@@ -72,7 +72,7 @@ def settings_of(method:str) -> dict:
 class Request:
     "What is asked: the six main fields of an experiment."
     dataset:str|None=None   # a name such as digits or cifar10, or a folder; the preset's usual one
-    method:str="dsa"        # dc, dsa, mtt, or the baselines random (real images) and full (all of them)
+    method:str="dsa"        # dc, dsa, mtt, or a baseline: random real images, or the full set
     outliers:str="none"     # none, oe (real auxiliary images), poe (corrupted training images)
     ipc:int=10              # images per class
     seed:int=0              # of everything that is drawn
