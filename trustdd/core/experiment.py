@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'OUTLIERS', 'MAIN', 'Settings', 'settings', 'methods', 'settings_of', 'Request', 'Experiment',
-           'check_field', 'field_names', 'to_dict', 'from_dict', 'check_same_experiment', 'overrides', 'data_name',
+           'field_names', 'check_field', 'to_dict', 'from_dict', 'check_same_experiment', 'overrides', 'data_name',
            'run_name']
 
 # %% ../../nbs/core/06_experiment.ipynb #7e26be9c
@@ -135,6 +135,10 @@ def _filled(main:dict, given:dict) -> dict:
     return {g: cls(**{f.name: known[f.name] for f in fields(cls)}) for g, cls in classes.items()}
 
 # %% ../../nbs/core/06_experiment.ipynb #ad74913e
+def field_names(method:str="dsa") -> tuple[str, ...]:
+    "The names of all fields of an experiment of this method, the six main ones first."
+    return (*MAIN, *(f.name for cls in settings_of(method).values() for f in fields(cls)))
+
 def check_field(
     name:str,   # of a field
     method:str, # of the experiment
@@ -146,10 +150,6 @@ def check_field(
     raise UserError(f"{name} with method = {method!r}: it belongs to {', '.join(others)}")
 
 # %% ../../nbs/core/06_experiment.ipynb #3d86331b
-def field_names(method:str="dsa") -> tuple[str, ...]:
-    "The names of all fields of an experiment of this method, the six main ones first."
-    return (*MAIN, *(f.name for cls in settings_of(method).values() for f in fields(cls)))
-
 def to_dict(exp:Experiment) -> dict:
     "The experiment as plain JSON values (tuples become lists)."
     return json.loads(json.dumps({k: getattr(exp, k) for k in field_names(exp.method)}))

@@ -222,9 +222,9 @@ class Listing(NamedTuple):
     @property
     def note(self) -> str:
         "How many files are no images, and of what kinds, in brackets; empty if there are none."
-        n, kinds = sum(self.skipped.values()), Counter(self.skipped).most_common()
-        words = [f"{k:,} {kind}" for kind, k in kinds[:4]]
-        if len(kinds) > 4: words.append(f"{sum(k for _, k in kinds[4:]):,} of other kinds")
+        n, kinds = sum(self.skipped.values()), sorted((-k, kind) for kind, k in self.skipped.items())
+        words = [f"{-k:,} {kind}" for k, kind in kinds[:4]]
+        if len(kinds) > 4: words.append(f"{-sum(k for k, _ in kinds[4:]):,} of other kinds")
         return f" ({n:,} file{'s' * (n > 1)} skipped: {', '.join(words)})" if n else ""
 
 # %% ../../nbs/data/09_sources.ipynb #fa5a7550
