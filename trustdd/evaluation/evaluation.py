@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 
 from ..core.checks import check_choice, check_int, name_tuple, UserError
-from ..core.experiment import Settings, settings
+from ..core.experiment import settings, Settings
 from ..core.randomness import stream
 from ..data.catalog import load_dataset, load_ood, ood_suite, outside_source, prepared
 from ..data.poe import corrupt, CORRUPTION_NAMES

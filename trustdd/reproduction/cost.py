@@ -10,12 +10,13 @@ import json, platform, re, sys, time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from filelock import FileLock
+import torch
 from tqdm import tqdm
 
 from ..core.checks import UserError
-from ..core.experiment import Experiment, OUTLIERS, to_dict
+from ..core.experiment import (
+    check_same_experiment, Experiment, OUTLIERS, run_name, to_dict)
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, commit, data_root, digest, runs_root, writable
 from ..data.catalog import prepared
@@ -56,7 +57,8 @@ def _clocked(work, device):
 # %% ../../nbs/reproduction/46_cost.ipynb #1628c5e2
 def _small(exp):
     "One matching step on two images of each class, for a set of one."
-    return replace(exp, iterations=1, outer=1, inner=0, batch_real=2, ipc=1, outliers_per_slot=min(exp.outliers_per_slot, 1),
+    few = min(exp.outliers_per_slot, 1)
+    return replace(exp, iterations=1, outer=1, inner=0, batch_real=2, ipc=1, outliers_per_slot=few,
                    watch=())
 
 def _two(source):
@@ -177,10 +179,14 @@ def measured(
 ) -> dict:
     "`machine`, `costs` (seconds and bytes, a row a stage) and `file`; measured if not stored."
     exps, runs, device = list(dict.fromkeys(exps)), Path(runs or runs_root()), pick_device(device)
-    asked = dict(experiments=[to_dict(e) for e in exps], iterations=iterations)
+    asked = dict(runs=[run_name(e) for e in exps], iterations=iterations)
     file = runs/"costs"/exps[0].preset/f"{digest(asked)}.json"
+    asked["experiments"] = [to_dict(e) for e in exps]
     if not file.exists(): _measure(exps, runs, iterations, asked, file, device, root, progress)
-    return json.loads(file.read_text()) | dict(file=str(file.relative_to(runs)))
+    found = json.loads(file.read_text())
+    for exp, known in zip(exps, found["asked"]["experiments"]):
+        check_same_experiment(exp, known, file)
+    return found | dict(file=str(file.relative_to(runs)))
 
 def _measure(exps, runs, iterations, asked, file, device, root, progress):
     "Write the file, unless another process has while this one waited for its turn."

@@ -6,6 +6,7 @@
 __all__ = ['three_kinds', 'imagenet_fields', 'lacking_imagenet', 'digit_sets', 'digit_runs']
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #07376507
+from ..core.experiment import field_names
 from ..data.availability import have, how_to_get, within_reach
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #b3f0efdb
@@ -22,12 +23,14 @@ def three_kinds(
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #c1e84e4f
 def imagenet_fields(
-    preset:str, # smoke, quick, cifar or paper
-    side:int,   # of the images, in pixels
+    preset:str,         # smoke, quick, cifar or paper
+    side:int,           # of the images, in pixels
+    method:str="dsa",   # of the runs
 ) -> dict:
     "The fields in which runs on an ImageNet subset differ from the preset's."
-    depth = dict(depth=max(1, side.bit_length() - 3))
-    return depth | (dict(width=32, iterations=100, batch_real=32) if preset == "cifar" else {})
+    fields = dict(depth=max(1, side.bit_length() - 3))
+    if preset == "cifar": fields |= dict(width=32, iterations=100, batch_real=32)
+    return {k: v for k, v in fields.items() if k in field_names(method)}
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #53747571
 def lacking_imagenet(

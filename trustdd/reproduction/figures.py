@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHOD_LABELS', 'METHOD_COLOURS', 'SIDE_COLOURS', 'COLUMN', 'FULL', 'series_style', 'label', 'style', 'render',
-           'panels', 'describe', 'check_labels', 'to_csv', 'write_files', 'to_json', 'save_figure', 'mean_std']
+           'subplots', 'describe', 'check_labels', 'to_csv', 'write_files', 'to_json', 'save_figure', 'mean_std']
 
 # %% ../../nbs/reproduction/47_figures.ipynb #965edffc
 import io, json
@@ -80,7 +80,7 @@ def render(
 
 # %% ../../nbs/reproduction/47_figures.ipynb #fd008ac5
 @style()
-def panels(
+def subplots(
     n_rows:int=1,       # rows of panels
     n_cols:int=1,       # columns of panels
     width:float=FULL,   # inches: COLUMN or FULL

@@ -17,7 +17,7 @@ from ..core.storage import runs_root
 from ..distillation.buffers import buffer_name, missing_experts
 from .atlas import ALONE, check_parameters, item_notebooks
 from .cross_architecture import changed, differences, network_folder
-from .items import listed
+from .run_store import listed
 
 # %% ../../nbs/reproduction/54_plan.ipynb #f93b6e36
 def declared(

@@ -6,11 +6,10 @@
 __all__ = ['Source', 'sources', 'values_of', 'agrees', 'Trace', 'explain']
 
 # %% ../../nbs/reproduction/58_provenance.ipynb #85ff5c68
-import json, math
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 from ..core.checks import UserError
 from ..core.storage import project_root, runs_root
@@ -20,6 +19,7 @@ from ..evaluation.logits import Logits
 from ..evaluation.report import mean_std, Report
 from ..evaluation.scores import METRICS, SCORES
 from .cells import Cell, find_cell, is_end, rows_of, STATISTICS
+from .run_store import stored_experiment
 
 # %% ../../nbs/reproduction/58_provenance.ipynb #c794c056
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Source:
     @cached_property
     def report(self): return Report.load(self.folder)
     @cached_property
-    def exp(self): return SimpleNamespace(**json.loads((self.folder/"config.json").read_text()))
+    def exp(self): return stored_experiment(self.folder)
 
     def has(self, what): return (self.folder/f"{what}.safetensors").exists()
     def logits(self): return Logits.load(self.folder/"logits.safetensors")
@@ -171,7 +171,7 @@ def _why_not(cell, behind, values):
     if not is_end(cell.column):
         return "not computed again: this column is a key of the row, not a result"
     return ("not computed again: an end of the 95% interval of a difference to other runs; "
-            "trustdd.statistics.paired_difference makes it from the scores of both")
+            "trustdd.paired_difference makes it from the scores of both")
 
 # %% ../../nbs/reproduction/58_provenance.ipynb #84d2275c
 def _literature(cell):

@@ -23,7 +23,8 @@ from ..data.poe import aux_source, FOUR, outlier_pool
 from ..distillation.distillation import distill, load_checkpoint, to_distilled_set
 from ..distillation.gradient_matching import MatchingState, start
 from .jobs import torch_threads
-from .run_store import check_identity, claimed, identity, in_use, Run
+from .run_store import (
+    check_identity, claimed, identity, in_use, Run, stored_experiment)
 
 # %% ../../nbs/reproduction/42_sides.ipynb #b4e2470b
 SIDES = ("images", "outliers")
@@ -117,7 +118,7 @@ def stored_side(
 def _side_of_run(folder, side, wanted):
     "The side of a distilled run if it is the one wanted; None for another, or a damaged run."
     try:
-        run = Run(Experiment(**json.loads((folder/"config.json").read_text())), folder)
+        run = Run(stored_experiment(folder), folder)
         sides = sides_of(run.exp)
         if side not in sides or side_experiment(run.exp, side) != wanted: return None
         check_identity(run.exp, folder)
@@ -175,7 +176,8 @@ def distilled_side(
     made = broadcast_from_rank0(found)
     if made: return made
     with claimed(folder):
-        return broadcast_from_rank0(found) or _distil(exp, side, dataset, folder, device, root, options)
+        made = broadcast_from_rank0(found)
+        return made or _distil(exp, side, dataset, folder, device, root, options)
 
 def _distil(exp, side, dataset, folder, device, root, options):
     checkpoint, alone = folder/"checkpoint.safetensors", side_experiment(exp, side)
@@ -224,7 +226,8 @@ def _joined(exp, dataset, found, device, root):
     pixels = outliers.pixels if outliers else _drawn_outliers(exp, dataset, device, root)
     made = _provenance(exp, dataset, images, outliers, root)
     unmoved = torch.zeros(0)
-    syn = to_distilled_set(exp, MatchingState(images.pixels, pixels, unmoved, unmoved), dataset, made)
+    state = MatchingState(images.pixels, pixels, unmoved, unmoved)
+    syn = to_distilled_set(exp, state, dataset, made)
     seconds = sum(side.seconds for side in found.values())
     return syn, list(zip(images.losses, losses_out)), seconds
 
