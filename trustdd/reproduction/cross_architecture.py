@@ -43,7 +43,7 @@ def changed(
 # %% ../../nbs/reproduction/45_cross_architecture.ipynb #b4f462e3
 def refusal(
     exp:Experiment, # of the run whose set is to be trained on
-    root=None,      # where data sets lie
+    root=None,      # where data sets are
     **changes,      # as for `changed`
 ) -> str:
     "Why such a network cannot be trained on these images, in one line; empty if it can."
@@ -66,11 +66,11 @@ class Transfer(Run):
 def transfer(
     run:Run,            # finished; its distilled set is trained on
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show a bar
     **changes,          # as for `changed`
 ) -> Transfer:
-    "Other networks on the set of `run`, trained and judged if they are not stored."
+    "Other networks on the set of `run`, trained and evaluated if they are not stored."
     exp = changed(run.exp, **changes)
     folder = run.folder/network_folder(run.exp, exp)
     if not _there(folder):
@@ -98,7 +98,7 @@ def _there(folder):
     return (folder/"report.json").exists() and (own or (folder/"scores.safetensors").exists())
 
 def _evaluate(run, exp, folder, device, root, progress):
-    "Train, judge, and write `scores.safetensors` and the report."
+    "Train, evaluate, and write `scores.safetensors` and the report."
     dataset, device, syn = prepared(exp, root), pick_device(device), run.distilled
     (folder/"report.json").unlink(missing_ok=True)
     with torch_threads(syn.provenance["threads"]):
@@ -125,7 +125,7 @@ def transfers(
     wanted,             # (run, changes) pairs; changes as a dictionary
     workers:int=None,   # processes; $TRUSTDD_WORKERS or one for each core if None
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show a bar
 ) -> list:
     "A `Transfer` for every pair, in their order."

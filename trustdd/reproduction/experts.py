@@ -26,7 +26,7 @@ def run_buffer(
     runs=None,          # the store's folder
     workers:int=None,   # processes; $TRUSTDD_WORKERS or one for each core if None; one on a GPU
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show a bar
 ) -> Buffer:
     "The experts of `exp` in the store; those missing are trained in parallel."

@@ -37,7 +37,7 @@ def lacking_imagenet(
     preset:str,     # smoke, quick, cifar or paper
     dataset:str,    # the name wanted
     named:bool,     # was it asked for?
-    root=None,      # where data sets lie
+    root=None,      # where data sets are
 ) -> str:
     "Why an item on an ImageNet subset is not made, and what to do; empty if it can be."
     reasons = [] if have(dataset, root) else [how_to_get(dataset)]
@@ -52,7 +52,7 @@ _DIGIT_SETS = ("digits", "mnist", "usps", "svhn")
 def digit_sets(
     preset:str,     # smoke, quick, cifar or paper
     dataset:str="", # names with commas; those that are here if empty
-    root=None,      # where data sets lie
+    root=None,      # where data sets are
 ) -> tuple:
     "(the sets to use, the names of those that are missing)."
     asked = [n.strip() for n in dataset.split(",") if n.strip()]

@@ -38,7 +38,7 @@ def compute(
     folder:Path,        # where to
     runs:Path,          # the run store, which has experts and sides as well
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show bars
     every:float=30,     # seconds between checkpoints while distilling
 ):
@@ -112,13 +112,13 @@ def _found(exp, folder):
 def _as_a_whole(exp, dataset, folder, runs, device, root, options):
     "(set, losses, seconds); a method without iterations has no losses."
     checkpoint = folder/"checkpoint.safetensors"
-    def look(state):
+    def snapshot(state):
         if state.iteration in exp.watch:
             validate(exp, state, dataset, folder/"dynamics.jsonl", device, root)
     if 0 in exp.watch and not broadcast_from_rank0(checkpoint.exists()):
-        look(initial_state(exp, dataset, outlier_pool(exp, dataset, root)))
+        snapshot(initial_state(exp, dataset, outlier_pool(exp, dataset, root)))
     if exp.method == "mtt": options["buffer"] = runs/buffer_name(exp, root)
-    syn, state = distill_with_state(exp, dataset, checkpoint, device, root, look, **options)
+    syn, state = distill_with_state(exp, dataset, checkpoint, device, root, snapshot, **options)
     return syn, state.losses if state else [], state.seconds if state else 0
 
 # %% ../../nbs/reproduction/43_runs.ipynb #3d9712c8
@@ -139,7 +139,7 @@ def load_or_run(
     exp:Experiment,     # what is wanted
     runs=None,          # the store's folder; `runs/` of the project if None
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show bars
     every:float=30,     # seconds between checkpoints while distilling
 ) -> Run:
@@ -172,7 +172,7 @@ def load_or_distill(
     exp:Experiment,     # what is wanted
     runs=None,          # the store's folder; `runs/` of the project if None
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show a bar
     every:float=30,     # seconds between checkpoints
 ) -> Run:
@@ -198,7 +198,7 @@ def needs_experts(
     exp:Experiment,     # what is wanted
     runs=None,          # the store's folder
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
 ) -> bool:
     "Will `exp` need experts? Raises `UserError`, before any is trained, if the run cannot be made."
     folder = run_folder(exp, runs)
@@ -214,7 +214,7 @@ def run_all(
     runs=None,          # the store's folder
     workers:int=None,   # processes; $TRUSTDD_WORKERS or one for each core if None
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show a bar
 ):
     "The finished runs of all `wanted`, in the same form; missing ones are computed in parallel."
