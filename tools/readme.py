@@ -89,6 +89,15 @@ def stale(pictures):
     return [p for p in sorted((ROOT/PICTURES).glob("readme_*")) if f"{PICTURES}/{p.name}" not in pictures]
 
 
+LINES, WORDS = 150, 900
+
+
+def too_long(text):
+    "A line if the README has grown: what does not fit belongs on a page in docs/."
+    lines, words = text.count("\n"), len(text.split())
+    if lines > LINES or words > WORDS: yield f"README.md has {lines} lines and {words} words, more than {LINES} and {WORDS}"
+
+
 if __name__ == "__main__":
     if not (ROOT/"nbs"/"index.ipynb").exists(): sys.exit("nbs/index.ipynb is missing: there is nothing to make README.md from")
     text, files = render()
@@ -97,4 +106,4 @@ if __name__ == "__main__":
     for name, data in (files | pages.pages()).items():
         (ROOT/name).parent.mkdir(parents=True, exist_ok=True)
         (ROOT/name).write_bytes(data)
-    sys.exit("\n".join(pages.broken_links()) or 0)
+    sys.exit("\n".join([*too_long(text), *pages.broken_links()]) or 0)
