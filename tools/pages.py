@@ -85,9 +85,19 @@ def commands():
 # --- results: made from figures/ and benchmarks/
 
 def figures(preset, *names):
-    "Figures and tables with their captions and verdicts."
-    from trustdd.reproduction.atlas import gallery_markdown
-    return gallery_markdown(ROOT/"figures"/preset, f"../figures/{preset}", names)
+    "Figures and tables under their titles, with captions and verdicts."
+    from trustdd.reproduction import gallery
+    titles, parts = gallery.notebooks(), []
+    for entry in gallery.entries(ROOT/"figures"/preset):
+        if entry.name not in names: continue
+        notebook, title = titles[entry.name]
+        body = f"![{entry.name}](../figures/{preset}/{entry.name}.png)"
+        if entry.file("md").exists():
+            lines = entry.file("md").read_text(encoding="utf-8").splitlines()
+            body = "\n".join(line for line in lines if line.startswith("|"))
+        parts.append(f"### [{title}](../nbs/paper/{notebook.name})\n\n{body}\n\n"
+                     f"{entry.facts['caption']}\n\n*{entry.facts['verdict']}*")
+    return "\n\n".join(parts)
 
 
 def claims(*presets):

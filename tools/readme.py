@@ -47,7 +47,7 @@ def made(cell, pictures):
 
 
 def prepare(nb, pictures):
-    "The notebook as the README shows it; pictures of cells without visible code are added to `pictures`."
+    "Make the notebook what the README shows; pictures of cells without visible code are added to `pictures`."
     nb.metadata["language_info"] = {"name": "python"}
     nb.cells = [c for c in nb.cells if visible(c)]
     for cell in nb.cells:
@@ -55,7 +55,6 @@ def prepare(nb, pictures):
             cell.source, cell.cell_type, cell.outputs = made(cell, pictures), "markdown", []
         elif cell.cell_type == "markdown": cell.source = relink(cell.source)
         elif cell.cell_type == "code": keep_best(cell)
-    return nb
 
 
 def keep_best(cell):
@@ -73,11 +72,13 @@ def render(path=ROOT/"nbs"/"index.ipynb"):
     "The README's text, and what else is made: its pictures and pages of docs/, as {path: bytes}."
     import nbformat
     from nbconvert import MarkdownExporter
-    pictures = {}
-    nb = prepare(nbformat.read(path, 4), pictures)
+    nb, pictures = nbformat.read(path, 4), {}
+    alts = [directive(cell, "fig-alt") or "output" for cell in nb.cells if visible(cell)]
+    prepare(nb, pictures)
     where = {"unique_key": "readme", "output_files_dir": PICTURES}
     text, extra = MarkdownExporter().from_notebook_node(nb, where)
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("![png](", "![output](").replace("![jpeg](", "![output](")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(rf"!\[(?:png|jpeg)\]\(({PICTURES}/readme_(\d+)_)", lambda m: f"![{alts[int(m[2])]}]({m[1]}", text)
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip()
     pictures |= extra.get("outputs") or {}
     makers = pages.SOURCES if pages.results_changed() else pages.MAKERS
