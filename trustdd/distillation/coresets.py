@@ -99,15 +99,19 @@ def _herding(x, k):
         total += x[chosen[-1]]
     return chosen
 
-# %% ../../nbs/distillation/28_coresets.ipynb #6e79a131
-def _chosen_state(exp, dataset, pool, device, choose):
-    "The state whose images are `choose(vectors, c)`, rows of class `c`; outliers as drawn."
+# %% ../../nbs/distillation/28_coresets.ipynb #c84aa12c
+def _members(exp, dataset):
+    "The rows of each class; `UserError` if one has fewer than `ipc`."
     members = [dataset.of_class(c) for c in range(dataset.n_classes)]
     for name, rows in zip(dataset.classes, members):
         if len(rows) < exp.ipc:
             raise UserError(f"ipc = {exp.ipc} is more than the {len(rows)} training images of "
                             f"class {name!r}; choose a smaller ipc")
-    vectors = _embedding(exp, dataset, device)
+    return members
+
+def _chosen_state(exp, dataset, pool, device, choose):
+    "The state whose images are `choose(vectors, c)`, rows of class `c`; outliers as drawn."
+    members, vectors = _members(exp, dataset), _embedding(exp, dataset, device)
     rows = torch.cat([m[choose(vectors(m), c)] for c, m in enumerate(members)])
     images = dataset.normalise(dataset.images[rows], device)
     outliers = [images[:0]]
@@ -116,12 +120,14 @@ def _chosen_state(exp, dataset, pool, device, choose):
         outliers.append(pool.draw(slot, exp.outliers_per_slot, generator).to(device))
     return MatchingState(images, torch.cat(outliers), images[:0], images[:0])
 
-# %% ../../nbs/distillation/28_coresets.ipynb #944f25de
+# %% ../../nbs/distillation/28_coresets.ipynb #082963ba
 @method("kmeans")
 class KMeansImages(Method):
     "Per class, the real images nearest to k-means centres; outliers as drawn."
     state, settings = MatchingState, CoresetSettings
     iterates = False
+
+    def check(self, exp:Experiment, dataset:Dataset, pool=None): _members(exp, dataset)
 
     def start(self, exp:Experiment, dataset:Dataset, pool=None, device="cpu"):
         def choose(x:Tensor, c:int): return _kmeans(x, exp.ipc, _number(exp, "kmeans", c))
@@ -132,6 +138,8 @@ class HerdingImages(Method):
     "Per class, real images whose mean is nearest to the class mean; outliers as drawn."
     state, settings = MatchingState, CoresetSettings
     iterates = False
+
+    def check(self, exp:Experiment, dataset:Dataset, pool=None): _members(exp, dataset)
 
     def start(self, exp:Experiment, dataset:Dataset, pool=None, device="cpu"):
         def choose(x:Tensor, c:int): return _herding(x, exp.ipc)
