@@ -104,9 +104,9 @@ def iteration(
     state.iteration += 1
     state.losses.append(tuple(losses))
 
-# %% ../../nbs/distillation/66_distribution_matching.ipynb #7e4dce58
+# %% ../../nbs/distillation/66_distribution_matching.ipynb #d9fa4eab
 def _images_seen(exp, n_classes):
-    "Images that pass forward and backward in all; three real ones, which only pass forward, are one."
+    "Images that pass forward and backward; three that only pass forward count as one."
     sides = 2 if exp.outliers_per_slot and exp.distill_outliers else 1
     return exp.iterations * n_classes * sides * (exp.batch_real // 3 + exp.ipc)
 
