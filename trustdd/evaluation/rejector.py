@@ -81,7 +81,7 @@ def _sound(said:dict) -> bool:
 
 def _description(tensors, metadata, path) -> dict:
     "What a file says of itself; `UserError` if it is no rejector, or damaged."
-    try: said = json.loads(metadata["trustdd"])
+    try: said = json.loads(metadata["rejector"])
     except (KeyError, ValueError): said = None
     if not isinstance(said, dict) or said.get("format") != _FORMAT:
         raise UserError(f"{path} is not a rejector; `trustdd reject` makes one of a distilled set")
@@ -202,7 +202,7 @@ class Rejector:
         said = {k: getattr(self, k) for k in _KEPT} | dict(format=_FORMAT, networks=configs)
         said["contents"] = _contents(tensors)
         text = json.dumps(said | dict(digest=digest(said)), sort_keys=True)
-        write_safetensors(path, tensors, {"trustdd": text})
+        write_safetensors(path, tensors, {"rejector": text})
 
     @classmethod
     def load(cls,
