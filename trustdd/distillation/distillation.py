@@ -135,8 +135,9 @@ def _step(method, exp, state, context, checkpoint):
         _keep(state, exp, checkpoint)
         raise
     if not (state.images.isfinite().all() and state.outliers.isfinite().all()):
-        raise FloatingPointError(f"pixels are no longer finite after iteration {state.iteration}; "
-                                 f"try a smaller lr_img than {exp.lr_img}")
+        hint = f"; try a smaller lr_img than {exp.lr_img}" if hasattr(exp, "lr_img") else ""
+        raise FloatingPointError(
+            f"pixels are no longer finite after iteration {state.iteration}{hint}")
     state.seconds += time.monotonic() - began
 
 # %% ../../nbs/distillation/33_distillation.ipynb #72923774

@@ -33,6 +33,10 @@ class Method:
         "The state before the first iteration."
         raise NotImplementedError
 
+    def check(self, exp:Experiment, dataset, pool=None):
+        "Raise `UserError` if a distillation could not start from these images; called beforehand."
+        self.start(exp, dataset, pool)
+
     def prepare(self,
         exp:Experiment, # as for `start`, like all that follow
         dataset,
@@ -81,7 +85,7 @@ def _check_name(name, cls):
 
 # %% ../../nbs/distillation/24_methods.ipynb #b13c8b10
 _BUILT_IN = ("trustdd.distillation.gradient_matching", "trustdd.distillation.trajectory_matching",
-             "trustdd.distillation.coresets")
+             "trustdd.distillation.coresets", "trustdd.distillation.distribution_matching")
 _plugins = None # entry points that are still to be loaded; None before they were looked for
 
 def load_methods():
