@@ -14,20 +14,17 @@ from PIL import Image
 from ..core.checks import UserError
 from .dataset import Dataset
 from .readers import decode, to_shape
+from .sources import open_image
 
 # %% ../../nbs/data/67_pixels.ipynb #5927d616
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-
 def _decoded(items, shape) -> torch.Tensor:
     "PIL images and files as uint8 (n, C, S, S)."
     for x in items:
         if isinstance(x, (str, Path, Image.Image)): continue
         raise UserError(f"images: a list must hold files or PIL images, not a {type(x).__name__}")
-    def open_image(i):
-        if isinstance(items[i], Image.Image): return items[i]
-        return Image.open(items[i], formats=_FORMATS)
+    def image(i): return items[i] if isinstance(items[i], Image.Image) else open_image(items[i])
     def name(i): return f"number {i}" if isinstance(items[i], Image.Image) else str(items[i])
-    return to_shape(decode(len(items), open_image, name, shape[1]), shape)
+    return to_shape(decode(len(items), image, name, shape[1]), shape)
 
 # %% ../../nbs/data/67_pixels.ipynb #c2d69be9
 def as_pixels(

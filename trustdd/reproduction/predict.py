@@ -23,7 +23,7 @@ from ..core.storage import atomic_write, writable
 from ..data.catalog import load_dataset
 from ..data.distilled_set import DistilledSet
 from ..data.pixels import as_pixels
-from ..data.readers import list_images
+from ..data.sources import list_images
 from ..evaluation.rejector import Rejector
 from ..evaluation.scores import SCORES
 from ..evaluation.thresholds import check_accept
@@ -113,7 +113,7 @@ def _files(
     found = set()
     for path in map(Path, names):
         if not path.exists(): raise UserError(f"{path} does not exist")
-        inside = [path/f for f in list_images(path)[0]] if path.is_dir() else [path]
+        inside = [path/f for f in list_images(path).files] if path.is_dir() else [path]
         if not inside: raise UserError(f"there is no image in {path}")
         found.update(map(str, inside))
     if not found: raise UserError("no files: name pictures, or folders of them")
