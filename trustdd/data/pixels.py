@@ -14,17 +14,24 @@ from PIL import Image
 from ..core.checks import UserError
 from .dataset import Dataset
 from .readers import decode, to_shape
-from .sources import open_image
+from .sources import Listing
 
 # %% ../../nbs/data/67_pixels.ipynb #5927d616
+def _opened(item) -> Image.Image:
+    "A copy of a PIL image, or the image in a file, opened as a data set's files are."
+    if isinstance(item, Image.Image): return item.copy() # decoding turns it upright, in place
+    path = Path(item)
+    try: return Listing(path.parent, (), (), (path.name,), "", {}).open(0)
+    except KeyError: raise UserError(f"no image format has the ending {path.suffix!r}") from None
+
 def _decoded(items, shape) -> torch.Tensor:
     "PIL images and files as uint8 (n, C, S, S)."
     for x in items:
         if isinstance(x, (str, Path, Image.Image)): continue
         raise UserError(f"images: a list must hold files or PIL images, not a {type(x).__name__}")
-    def image(i): return items[i] if isinstance(items[i], Image.Image) else open_image(items[i])
+    def open_image(i): return _opened(items[i])
     def name(i): return f"number {i}" if isinstance(items[i], Image.Image) else str(items[i])
-    return to_shape(decode(len(items), image, name, shape[1]), shape)
+    return to_shape(decode(len(items), open_image, name, shape[1]), shape)
 
 # %% ../../nbs/data/67_pixels.ipynb #c2d69be9
 def as_pixels(

@@ -9,11 +9,12 @@ __all__ = ['Reject', 'Predict']
 import re, shutil, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
 from tqdm import tqdm
 from tyro import MISSING
+from tyro.conf import Positional, arg
 
 from ..core.checks import UserError, check_choice
 from ..core.distributed import log_once
@@ -48,10 +49,13 @@ def _real_images(
     return data, held_out, None if exp.holdout else _TOOK_PART
 
 # %% ../../nbs/reproduction/65_predict.ipynb #b2caabbc
+_Name = Positional[Annotated[str, arg(metavar="file")]]
+_Names = Positional[Annotated[list[str], arg(metavar="[files ...]")]]
+
 @dataclass(frozen=True)
 class Reject:
     "Make a model of a distilled set: networks with a threshold, for trustdd predict."
-    file:tyro.conf.Positional[str]=MISSING  # a distilled set, NAME.safetensors
+    file:_Name=MISSING              # a distilled set, NAME.safetensors
     out:str=MISSING                 # the model to write, NAME.safetensors
     n_nets:int|None=None            # networks, which answer together; as the set's experiment says
     accept:float=0.95               # share of the held-out images to accept
@@ -108,16 +112,20 @@ def _natural(name:str) -> list:
 
 def _files(
     names, # of files and folders
-) -> list[str]:
-    "The image files that are named or lie in the folders, each once, in natural order."
-    found = set()
+) -> tuple[list[str], list[str]]:
+    "(the files named and the images in the folders, in natural order; what was skipped)."
+    found, notes = set(), []
     for path in map(Path, names):
         if not path.exists(): raise UserError(f"{path} does not exist")
-        inside = [path/f for f in list_images(path).files] if path.is_dir() else [path]
-        if not inside: raise UserError(f"there is no image in {path}")
-        found.update(map(str, inside))
+        inside, note = [str(path)], ""
+        if path.is_dir():
+            listed = list_images(path)
+            inside, note = [str(path/f) for f in listed.files], listed.note
+        if not inside: raise UserError(f"there is no image in {path}{note}")
+        found.update(inside)
+        if note: notes.append(f"{path}{note}")
     if not found: raise UserError("no files: name pictures, or folders of them")
-    return sorted(sorted(found), key=_natural)
+    return sorted(sorted(found), key=_natural), notes
 
 # %% ../../nbs/reproduction/65_predict.ipynb #839408a2
 def _readable(
@@ -180,8 +188,8 @@ def _summary(
 @dataclass(frozen=True)
 class Predict:
     "Answer image files with a class, or with unknown."
-    model:tyro.conf.Positional[str]=MISSING         # a file that trustdd reject wrote
-    files:tyro.conf.Positional[list[str]]=MISSING   # pictures, or folders of them
+    model:_Name=MISSING     # a model: a file that trustdd reject wrote
+    files:_Names=MISSING    # pictures, or folders of them
     out:str|None=None   # a table to write, NAME.csv; the answers are printed if none is named
     device:str="auto"   # auto, cpu, cuda, cuda:1 …
     debug:bool=False    # show the whole traceback of an error
@@ -189,14 +197,14 @@ class Predict:
     def run(self, fields) -> int:
         "Prints a summary; status 1 if some files cannot be read."
         pick_device(self.device)
-        model, files = Rejector.load(self.model), _files(self.files)
+        model, (files, notes) = Rejector.load(self.model), _files(self.files)
         out = self.out and _output(self.out, self.model, *files)
         answers = _answers(model, files, self.device)
         bad = answers[answers["problem"].notna()]
         if len(bad) == len(files): raise UserError(bad["problem"].iloc[0])
         if out: atomic_write(out, answers.to_csv(index=False))
         else: print(_lines(answers))
-        print(_summary(answers, model), *[out] * bool(out), sep="\n")
+        print(_summary(answers, model), *notes, *[out] * bool(out), sep="\n")
         if not len(bad): return 0
         names = ", ".join(bad["file"])
         log_once(f"trustdd: {len(bad)} of {len(files)} files cannot be read: {names}")
