@@ -10,7 +10,9 @@ from filelock import FileLock
 from trustdd.core.deadline import RESERVE
 from trustdd.distillation.buffers import buffer_name
 from trustdd.distillation.trajectories import epochs_done
-from trustdd.reproduction.cli import main, parser
+from trustdd.reproduction.cli import main
+from trustdd.reproduction.commands import Run
+from trustdd.reproduction.flags import given, parse, with_experiment
 from trustdd.core.experiment import Experiment, run_name
 from trustdd.distillation.distillation import load_checkpoint
 from trustdd.reproduction.runs import load_or_run
@@ -34,8 +36,8 @@ def busy_clock(monkeypatch):
 
 def experiment(words):
     "The experiment that the words of `trustdd run` ask for."
-    given = vars(parser().parse_args(["run", *words]))
-    return Experiment(**{k: v for k, v in given.items() if k in Experiment.__dataclass_fields__})
+    words = ["run", *words]
+    return Experiment(**given(parse({"run": with_experiment(Run, words)}, words, ""), words))
 
 
 def again_and_again(capfd, command, words, progress):
