@@ -241,8 +241,11 @@ def test_images_decoded_by_older_rules_are_decoded_again(project, monkeypatch):
         old = load_dataset("./mine")
     kept = list((project/"data"/".cache").iterdir())
     catalog._dataset.cache_clear()
-    decoded = []
-    monkeypatch.setattr(readers, "_upright", decoded.append)
+    decoded, upright = [], readers._upright
+    def counted(image):
+        decoded.append(image)
+        return upright(image)
+    monkeypatch.setattr(readers, "_upright", counted)
     new = load_dataset("./mine")
     assert len(decoded) == 10 and new.images.equal(old.images)
     assert set(kept) < set((project/"data"/".cache").iterdir())

@@ -79,16 +79,17 @@ def check_readme():
     text, pictures = readme.render()
     at = ROOT/"README.md"
     if not at.exists() or at.read_text(encoding="utf-8") != text:
-        yield f"README.md: differs from nbs/index.ipynb; {HINT}"
+        yield f"README.md: is not what its sources make; {HINT}"
     for name, data in pictures.items():
         if not (ROOT/name).exists() or (ROOT/name).read_bytes() != data:
-            yield f"{name}: differs from nbs/index.ipynb; {HINT}"
+            yield f"{name}: is not what its sources make; {HINT}"
     for p in readme.stale(pictures):
         yield f"{p.relative_to(ROOT)}: no longer in README.md; {HINT}"
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
     for target in re.findall(r"\]\(([^)\s#]+)", prose):
         if not re.match(r"[a-z+]+:", target) and not (ROOT/target).exists():
             yield f"README.md: links to {target}, which does not exist"
+    yield from readme.pages.broken_links()
 
 
 if __name__ == "__main__":

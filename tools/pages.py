@@ -66,19 +66,10 @@ def presets():
     return "\n".join(lines)
 
 
-def all_subclasses(cls):
-    return [sub for direct in cls.__subclasses__() for sub in (direct, *all_subclasses(direct))]
-
-
 def commands():
     "Every command and what it says it does."
-    from trustdd.reproduction import cli
-    from trustdd.reproduction.commands import Command
-    found = [c for c in all_subclasses(Command) if "run" in vars(c) and c.__module__.startswith("trustdd")]
-    order = {"commands": 0, "cli": 2}
-    found.sort(key=lambda c: order.get(c.__module__.split(".")[-1], 1))
-    assert cli.Paper in found
-    rows = [f"| `trustdd {c.__name__.lower()}` | {c.__doc__} |" for c in found]
+    from trustdd.reproduction.cli import _COMMANDS
+    rows = [f"| `trustdd {name}` | {command.__doc__} |" for name, command in _COMMANDS.items()]
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 

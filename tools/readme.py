@@ -1,5 +1,6 @@
 "README.md from nbs/index.ipynb, with links that work from the project's folder; and the parts of docs/ that are made."
 import base64
+import json
 import posixpath
 import re
 import sys
@@ -90,6 +91,14 @@ def stale(pictures):
     return [p for p in sorted((ROOT/PICTURES).glob("readme_*")) if f"{PICTURES}/{p.name}" not in pictures]
 
 
+def drop_bars(path=ROOT/"nbs"/"index.ipynb"):
+    "Remove what the notebook's cells wrote to stderr, such as progress bars, from the stored outputs."
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    for cell in nb["cells"]:
+        if "outputs" in cell: cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    path.write_text(json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 LINES, WORDS = 150, 900
 
 
@@ -101,6 +110,7 @@ def too_long(text):
 
 if __name__ == "__main__":
     if not (ROOT/"nbs"/"index.ipynb").exists(): sys.exit("nbs/index.ipynb is missing: there is nothing to make README.md from")
+    drop_bars()
     text, files = render()
     (ROOT/"README.md").write_text(text, encoding="utf-8")
     for p in stale(files): p.unlink()

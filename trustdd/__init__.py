@@ -21,10 +21,12 @@ _HOME = {
     "evaluation.report": "Report",
     "evaluation.evaluation": "evaluate",
     "evaluation.bootstrap": "paired_difference",
+    "evaluation.rejector": "Rejector",
     "reproduction.run_store": "Run",
     "reproduction.runs": "load_or_run run_all",
-    "reproduction.jobs": "run_buffer",
+    "reproduction.experts": "run_buffer",
     "reproduction.publishing": "publish",
+    "reproduction.estimate": "estimate",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = ["__version__", *_MODULE]

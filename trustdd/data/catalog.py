@@ -11,7 +11,6 @@ from functools import lru_cache
 import torch
 
 from ..core.checks import UserError
-from ..core.randomness import balanced_draw # still imported from here by evaluation/logits
 from .dataset import Dataset, from_splits, from_tensors, stratify
 from .embedded import embedded_images, scanned_digits
 from .readers import download, read_tree, Split, to_shape

@@ -21,14 +21,15 @@ from ..core.storage import cache_file, read_safetensors, write_safetensors
 
 # %% ../../nbs/data/10_readers.ipynb #dca210e8
 def _upright(image):
-    "Turn a PIL image, in place, as its EXIF orientation says; EXIF that is damaged says nothing."
+    "A PIL image turned as its EXIF orientation says; EXIF that is damaged says nothing."
     image.load()
-    try: ImageOps.exif_transpose(image, in_place=True)
-    except Exception: pass # the pixels are there; a viewer shows them as they are
+    try: turned = image.getexif().get(0x0112, 1) != 1
+    except Exception: return image # the pixels are there; a viewer shows them as they are
+    return ImageOps.exif_transpose(image) if turned else image
 
 def _pixels(image:Image.Image, side:int=None) -> np.ndarray:
     "A PIL image as uint8 (h, w) if grey, else (h, w, 3); cropped and resized to `side` if given."
-    _upright(image)
+    image = _upright(image)
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 65535:

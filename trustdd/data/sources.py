@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'EMBEDDED', 'IMAGENET_SUBSETS', 'AUX', 'known', 'unknown', 'resolve_name', 'plain_name', 'split_folders',
-           'find_folder', 'Listing', 'list_images']
+           'find_folder', 'open_image', 'Listing', 'list_images']
 
 # %% ../../nbs/data/09_sources.ipynb #1322483d
 import hashlib, os, re, stat
@@ -98,9 +98,8 @@ def resolve_name(name, root=None, size=None) -> tuple[str, Path, int | None]:
     name, root = str(name), Path(root or data_root()).expanduser().resolve()
     asked = re.fullmatch(r"(.+)@(\d+)", name)
     if asked and not Path(name).is_dir(): name, size = asked[1], int(asked[2])
-    if size is not None:
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 4096:
-            raise UserError(f"size = {size!r} must be a whole number from 1 to 4096")
+    if size is not None and (type(size) is not int or not 1 <= size <= 4096):
+        raise UserError(f"size = {size!r} must be a whole number from 1 to 4096")
     lower = name.lower()
     meant = _ALIASES.get(lower, lower if lower in DOWNLOADS or lower == "digits" else name)
     _check_own_folder(name, meant, root)
@@ -148,9 +147,8 @@ def split_folders(folder:Path) -> dict[str, Path]:
             raise UserError(f"{folder} has two folders for one part, {here[0][1]} and "
                             f"{here[1][1]}; move one of them away")
         if here: parts[part] = folder/here[0][1]
-    named = [n for n in inside if n.lower() in _SPLITS["train"] + _SPLITS["test"]]
     if len(parts) == 2: return dict(sorted(parts.items()))
-    if parts and len(named) == len(inside):
+    if parts and all(n.lower() in _SPLITS["train"] + _SPLITS["test"] for n in inside):
         return parts if "test" in parts else {"all": parts["train"]}
     return {"all": folder}
 
@@ -186,6 +184,12 @@ def _formats():
     known = {e: "JPEG" if f == "MPO" else f for e, f in Image.registered_extensions().items()}
     return {e: f for e, f in known.items() if f in Image.OPEN and f not in _NOT_READ}
 
+# %% ../../nbs/data/09_sources.ipynb #5dfef7ff
+def open_image(path) -> Image.Image:
+    "The image in a file, not yet decoded; of the usual formats also one with a wrong ending."
+    expected = _formats().get(Path(path).suffix.lower(), _USUAL[0])
+    return Image.open(path, formats=(expected, *_USUAL))
+
 # %% ../../nbs/data/09_sources.ipynb #5736743a
 def _walk(folder, keep=(), inside="", above=()):
     "Relative name and status of each file below `folder`, in the sub-folders `keep` if any."
@@ -211,9 +215,8 @@ class Listing(NamedTuple):
     skipped:dict            # kind -> how many files are no images
 
     def open(self, i:int) -> Image.Image:
-        "The image number `i`; of the usual formats also one with a wrong ending."
-        expected = _formats()[Path(self.files[i]).suffix.lower()]
-        return Image.open(self.path(i), formats=(expected, *_USUAL))
+        "The image number `i`."
+        return open_image(self.path(i))
 
     def path(self, i:int) -> str:
         "The path of the image number `i`."
@@ -222,7 +225,7 @@ class Listing(NamedTuple):
     @property
     def note(self) -> str:
         "How many files are no images, and of what kinds, in brackets; empty if there are none."
-        n, kinds = sum(self.skipped.values()), sorted((-k, kind) for kind, k in self.skipped.items())
+        kinds, n = sorted((-k, kind) for kind, k in self.skipped.items()), sum(self.skipped.values())
         words = [f"{-k:,} {kind}" for k, kind in kinds[:4]]
         if len(kinds) > 4: words.append(f"{-sum(k for k, _ in kinds[4:]):,} of other kinds")
         return f" ({n:,} file{'s' * (n > 1)} skipped: {', '.join(words)})" if n else ""

@@ -23,6 +23,7 @@ from ..core.storage import atomic_write, project_root, runs_root
 from .commands import (
     Buffers, Command, Distill, Evaluate, FileName, Import, Run)
 from .flags import check_flags, given, parse, with_experiment
+from .predict import Predict, Reject
 
 # %% ../../nbs/reproduction/61_cli.ipynb #d3efb387
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class List(Command):
 # %% ../../nbs/reproduction/61_cli.ipynb #2d9c4c2d
 LATE = 75 # EX_TEMPFAIL of sysexits.h
 _COMMANDS = {"distill": Distill, "run": Run, "buffers": Buffers, "import": Import,
-             "evaluate": Evaluate, "paper": Paper, "gallery": Gallery, "explain": Explain,
-             "list": List}
+             "evaluate": Evaluate, "reject": Reject, "predict": Predict, "paper": Paper,
+             "gallery": Gallery, "explain": Explain, "list": List}
 # commands with the flags of an experiment, and which groups of them they leave out
 _EXPERIMENT = {"distill": (), "run": (), "buffers": (), "import": ("request", "data")}
 _SHARED = ("distill", "run", "buffers", "evaluate") # several processes can share these

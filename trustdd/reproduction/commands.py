@@ -63,7 +63,7 @@ class Distill(Stored):
 
 def _experts_first(exp, command):
     "Train the experts that trajectory matching still needs, several at a time."
-    from trustdd.reproduction.jobs import run_buffer
+    from trustdd.reproduction.experts import run_buffer
     from trustdd.reproduction.runs import needs_experts
     if exp.method == "mtt" and needs_experts(exp, command.runs, command.device):
         run_buffer(exp, command.runs, None, command.device)
@@ -74,10 +74,12 @@ class Run(Stored):
     "Distil, train networks on the set and test them, all of it kept in the run store."
     networks:str=""     # test the set with other networks, such as model=lenet,width=64
     threads:int=1       # CPU threads; 1, as for the runs of figures and tables
+    dry_run:bool=False  # make nothing; time a few iterations and say what all of it will take
 
     def run(self, fields) -> int:
         "Prints accuracy and AUROC, and where the run is."
         from trustdd.reproduction.cross_architecture import changed, transfer
+        from trustdd.reproduction.estimate import estimate
         from trustdd.reproduction.jobs import torch_threads
         from trustdd.reproduction.runs import load_or_run
         if self.threads < 1: raise UserError(f"--threads {self.threads} must be 1 or more")
@@ -86,6 +88,9 @@ class Run(Stored):
             raise UserError("--networks are trained in one process; torchrun is for the run itself")
         exp = Experiment(**fields)
         changed(exp, **changes) # refused before anything is made
+        if self.dry_run:
+            with torch_threads(self.threads): print(estimate(exp, self.runs, self.device))
+            return 0
         _experts_first(exp, self)
         with torch_threads(self.threads): run = load_or_run(exp, self.runs, self.device)
         if not is_main_process(): return 0
@@ -116,7 +121,7 @@ class Buffers(Stored):
 
     def run(self, fields) -> int:
         "Prints the experts' last losses, and where they are."
-        from trustdd.reproduction.jobs import run_buffer
+        from trustdd.reproduction.experts import run_buffer
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers} must be 1 or more")
         exp = Experiment(**{"method": "mtt", **fields})

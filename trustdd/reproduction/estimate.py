@@ -24,7 +24,8 @@ from ..networks.architectures import compiled, from_experiment
 from ..networks.batches import training_batches
 from ..networks.training import fit
 from .run_store import is_finished, run_folder
-from .sides import has_sides, side_experiment, side_folder, sides_of, stored_side
+from .sides import (
+    has_sides, side_experiment, side_folder, sides_of, stored_side)
 
 # %% ../../nbs/reproduction/63_estimate.ipynb #6f7b4576
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class Estimate:
     def __str__(self):
         if self.finished: return f"{run_name(self.exp)}: finished, nothing to compute"
         lines = [run_name(self.exp), *(f"  {stage}" for stage in self.stages)]
-        return "\n".join([*lines, f"  all: {duration(self.seconds)}, {self.bytes / 1e6:.2g} MB kept"])
+        lines.append(f"  all: {duration(self.seconds)}, {self.bytes / 1e6:.2g} MB kept")
+        return "\n".join(lines)
 
 # %% ../../nbs/reproduction/63_estimate.ipynb #cd4bb6ef
 def estimate(
