@@ -13,8 +13,6 @@ import torch
 from measuring import HERE, machine
 from trustdd.core.storage import atomic_write
 
-MAIN = "import sys; from trustdd.cli import main; sys.exit(main())"
-
 
 def git(*words): return subprocess.run(["git", "-C", HERE.parent, *words], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -26,7 +24,7 @@ def made(commit, preset, only, folder):
     words = ["paper", "--preset", preset, "--runs", folder/"runs", "--out", folder/"figures", *(["--only", only] if only else [])]
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTDD_")} | dict(PYTHONPATH=str(folder/"clone"))
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", MAIN, *map(str, words)], check=True, cwd=folder/"clone", env=env)
+    subprocess.run([sys.executable, "-m", "trustdd", *map(str, words)], check=True, cwd=folder/"clone", env=env)
     return time.perf_counter() - began, {f.name: f.read_bytes() for f in sorted((folder/"figures").glob("*.csv"))}
 
 

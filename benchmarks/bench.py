@@ -16,23 +16,24 @@ import gpu, history, plain, unchanged
 from measuring import CLASSES, HERE, SHAPE, another_process, differences, gemm_rate, has_cifar10, pictures, shown, store, surroundings, table, tf32, timed, too_different, work_of, write_tree
 from memory import LIMITS, measure_memory
 from trajectories import FULL, LENGTHS, measure_trajectory, promises, spoken
-from trustdd.data.augment import draw
-from trustdd.networks.batches import training_batches
-from trustdd.core.experiment import Experiment
 from trustdd.core.checks import check_choice, UserError
-from trustdd.core.storage import atomic_write, data_root
+from trustdd.core.experiment import Experiment
 from trustdd.core.randomness import pick_device, stream
+from trustdd.core.storage import atomic_write, data_root
+from trustdd.data.augment import draw
 from trustdd.data.catalog import _dataset as datasets_in_memory, load_dataset
 from trustdd.data.dataset import from_tensors
-from trustdd.distillation.gradient_matching import (
-    image_side, images_seen, match_side, outlier_side, real_rows, start)
-from trustdd.evaluation.logits import collect_logits
-from trustdd.networks.architectures import compiled, from_experiment, keep_memory
-from trustdd.evaluation.scores import METRICS, SCORES
-from trustdd.networks.parameters import initialise
 from trustdd.data.poe import outlier_pool
-from trustdd.evaluation.report import report_from_logits
+from trustdd.networks.architectures import from_experiment
+from trustdd.networks.batches import training_batches
+from trustdd.networks.compute import compiled, keep_memory
+from trustdd.networks.parameters import initialise
 from trustdd.networks.training import fit
+from trustdd.distillation.gradient_matching import image_side, images_seen, match_side, outlier_side
+from trustdd.distillation.starting_images import real_rows, start
+from trustdd.evaluation.logits import collect_logits
+from trustdd.evaluation.report import report_from_logits
+from trustdd.evaluation.scores import METRICS, SCORES
 
 
 @dataclass(frozen=True)

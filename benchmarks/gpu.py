@@ -13,20 +13,20 @@ import torch
 
 import plain
 from measuring import CLASSES, SHAPE, cell, differences, gemm_rate, has_cifar10, pictures, settle, store, table, tf32, timed, too_different, work_of
-from trustdd.data.augment import draw
-from trustdd.distillation.buffers import make_buffer
-from trustdd.core.experiment import Experiment
 from trustdd.core.checks import UserError
+from trustdd.core.experiment import Experiment
 from trustdd.core.randomness import pick_device, stream
+from trustdd.data.augment import draw
 from trustdd.data.catalog import load_dataset
 from trustdd.data.dataset import from_tensors
-from trustdd.distillation.distillation import distill
-from trustdd.distillation.gradient_matching import real_rows
-from trustdd.evaluation.logits import collect_logits
-from trustdd.networks.architectures import from_experiment
 from trustdd.data.poe import outlier_pool
-from trustdd.evaluation.report import report_from_logits
+from trustdd.networks.architectures import from_experiment
 from trustdd.networks.training import train
+from trustdd.distillation.buffers import make_buffer
+from trustdd.distillation.distillation import distill
+from trustdd.distillation.starting_images import real_rows
+from trustdd.evaluation.logits import collect_logits
+from trustdd.evaluation.report import report_from_logits
 
 CPU = torch.device("cpu")
 

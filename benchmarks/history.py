@@ -25,10 +25,10 @@ def short(row): return row["name"].split(":")[0]
 
 def picture(entries) -> bytes:
     "A PNG with a panel for each line of the benchmark: ours and plain over the runs, the share of the matrix product in grey behind."
-    from trustdd.reproduction.figures import FULL, panels, render
+    from trustdd.reproduction.figures import FULL, render, subplots
     names, runs = list(dict.fromkeys(map(short, entries))), list(dict.fromkeys((e["date"], e["commit"]) for e in entries))
     n_cols = 4
-    fig, axes = panels(-(-len(names) // n_cols), n_cols, FULL, 1.15, sharex=True)
+    fig, axes = subplots(-(-len(names) // n_cols), n_cols, FULL, 1.15, sharex=True)
     for ax in axes.flat[len(names):]: ax.remove()
     for ax, name in zip(axes.flat, names): _panel(ax, name, [e for e in entries if short(e) == name], runs)
     for ax in axes.flat[max(len(names) - n_cols, 0):len(names)]: ax.xaxis.set_tick_params(labelbottom=True)

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 
 import history
-from trustdd.core.storage import atomic_write, data_root
 from trustdd.core.randomness import stream
-from trustdd.core.storage import commit
-from trustdd.networks.architectures import flops
+from trustdd.core.storage import atomic_write, commit, data_root
+from trustdd.networks.compute import flops
 
 HERE, SHAPE, CLASSES = Path(__file__).resolve().parent, (3, 32, 32), 10
 

@@ -12,18 +12,18 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of
 import torch
 
 from measuring import CLASSES, HERE, SHAPE, machine, pictures
-from trustdd.networks.batches import training_batches
-from trustdd.core.experiment import Experiment
-from trustdd.core.storage import atomic_write
-from trustdd.core.randomness import stream
-from trustdd.data.dataset import from_tensors
-from trustdd.core.storage import commit
-from trustdd.distillation.gradient_matching import (
-    image_side, images_seen, match_side, outlier_side, start)
-from trustdd.networks.architectures import compiled, from_experiment
-from trustdd.data.poe import outlier_pool
 from trustdd.core.distributed import barrier, is_main_process, process_group, world_size
+from trustdd.core.experiment import Experiment
+from trustdd.core.randomness import stream
+from trustdd.core.storage import atomic_write, commit
+from trustdd.data.dataset import from_tensors
+from trustdd.data.poe import outlier_pool
+from trustdd.networks.architectures import from_experiment
+from trustdd.networks.batches import training_batches
+from trustdd.networks.compute import compiled
 from trustdd.networks.training import fit
+from trustdd.distillation.gradient_matching import image_side, images_seen, match_side, outlier_side
+from trustdd.distillation.starting_images import start
 
 PROMISED = 1.7
 

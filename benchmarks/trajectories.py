@@ -7,9 +7,10 @@ import torch
 from measuring import CLASSES, SHAPE, alone, cell, differences, first_to_go, free_memory, memory, pictures, tf32, timed, too_different
 from trustdd.core.experiment import Experiment
 from trustdd.core.randomness import stream
-from trustdd.networks.architectures import flops, from_experiment
+from trustdd.networks.architectures import from_experiment
+from trustdd.networks.compute import flops
 from trustdd.networks.parameters import flatten
-from trustdd.distillation.trajectory_matching import (
+from trustdd.distillation.trajectory_gradient import (
     steps, Student, trajectory_gradient, unrolled_gradient)
 
 SIDES, MOST_UNROLLED, FULL = {"ours": trajectory_gradient, "plain": unrolled_gradient}, 20, (10, 20, 40, 80)

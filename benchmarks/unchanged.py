@@ -12,10 +12,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of
 import torch
 
 from measuring import HERE, machine
-from trustdd.core.experiment import Experiment, OUTLIERS, run_name
 from trustdd.core.checks import check_choice, UserError
-from trustdd.core.storage import atomic_write, project_root
-from trustdd.core.storage import commit
+from trustdd.core.experiment import Experiment, OUTLIERS, run_name
+from trustdd.core.storage import atomic_write, commit, project_root
 from trustdd.evaluation.report import combine
 from trustdd.reproduction.run_store import Run
 from trustdd.reproduction.runs import run_all

@@ -10,7 +10,9 @@ from filelock import FileLock
 from trustdd.core.deadline import RESERVE
 from trustdd.distillation.buffers import buffer_name
 from trustdd.distillation.trajectories import epochs_done
-from trustdd.reproduction.cli import main, parser
+from trustdd.reproduction.cli import main
+from trustdd.reproduction.commands import Run
+from trustdd.reproduction.flags import given, parse, with_experiment
 from trustdd.core.experiment import Experiment, run_name
 from trustdd.distillation.distillation import load_checkpoint
 from trustdd.reproduction.runs import load_or_run
@@ -29,13 +31,13 @@ def no_budget(one_commit, monkeypatch):
 @pytest.fixture
 def busy_clock(monkeypatch):
     "Budgets in seconds of computing, so that a machine that is busy with something else changes nothing."
-    monkeypatch.setattr("trustdd.budget.time", SimpleNamespace(time=time.process_time, monotonic=time.process_time))
+    monkeypatch.setattr("trustdd.core.deadline.time", SimpleNamespace(time=time.process_time, monotonic=time.process_time))
 
 
 def experiment(words):
     "The experiment that the words of `trustdd run` ask for."
-    given = vars(parser().parse_args(["run", *words]))
-    return Experiment(**{k: v for k, v in given.items() if k in Experiment.__dataclass_fields__})
+    words = ["run", *words]
+    return Experiment(**given(parse({"run": with_experiment(Run, words)}, words, ""), words))
 
 
 def again_and_again(capfd, command, words, progress):
@@ -158,13 +160,13 @@ def test_a_run_that_another_process_holds(tmp_path, capfd):
 def start(tmp, *words):
     "The command in a process of its own, with a place of its own for temporary files."
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp)}
-    return subprocess.Popen([sys.executable, "-c", "import sys; from trustdd.cli import main; sys.exit(main())", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-c", "import sys; from trustdd.reproduction.cli import main; sys.exit(main())", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT)
 
 
 def test_the_time_counts_from_the_start_of_the_process(tmp_path, capfd, monkeypatch):
     "590 of 600 seconds are over when Python has been loaded: that is too late for more than one iteration."
     words = ["distill", *SMALL, "--iterations", "3", "--runs", str(tmp_path), "--time-budget", "600"]
-    monkeypatch.setattr("trustdd.cli.age", lambda: 590.)
+    monkeypatch.setattr("trustdd.reproduction.cli.process_age", lambda: 590.)
     monkeypatch.setattr(sys, "argv", ["trustdd", *words])
     assert main() == 75 and "1 of 3 iterations done" in capfd.readouterr().err
     assert main(words) == 0 # called from Python, its time begins with the call

@@ -23,13 +23,15 @@ WORDS = "distill --dataset digits --preset smoke --outliers poe --ipc 1 --outer 
 # They are forked, so that torch is imported once. "die" is (process, function, number of the call, signal, to the whole group?).
 SERVER = """
 import itertools, json, os, signal, socket, sys, time, torch
-import trustdd.buffers, trustdd.cli, trustdd.evaluation, trustdd.gradient_matching, trustdd.runs, trustdd.training, trustdd.validation
-from trustdd.core.experiment import Experiment
+from importlib import import_module
+import trustdd.distillation.distillation, trustdd.reproduction.cli, trustdd.reproduction.cross_architecture, trustdd.reproduction.runs
 from trustdd.core.distributed import is_main_process, process_group
+from trustdd.core.experiment import Experiment
+from trustdd.data.catalog import default_aux, load_aux, load_dataset, load_ood
 
 def before(function, action):
     module, name = function.rsplit(".", 1)
-    module = sys.modules["trustdd." + module]
+    module = import_module("trustdd." + module)
     plain, count = getattr(module, name), itertools.count(1)
     def call(*a, **kw):
         action(next(count), *a)
@@ -44,10 +46,12 @@ def child(r, store, exps=(), words=None, odd=(), die=None, notes=None):
     def deadly(n, *_):
         if n == die[2]: (os.killpg if die[4] else os.kill)(os.getpgid(0) if die[4] else os.getpid(), getattr(signal, die[3]))
     if die and r == die[0]: before(die[1], deadly)
-    if notes: before("runs.compute", lambda n, exp, *_: first() and note(notes, "run")); before("buffers.train_expert", lambda n, exp, k, *_: note(notes, f"expert {k}"))
-    if words: return trustdd.cli.main([*words, "--runs", store, *(odd if r == 1 else ())])
-    with joined():
-        for e in exps: trustdd.runs.load_or_run(Experiment(**e), store, "cpu", progress=False, every=0)
+    if notes:
+        before("reproduction.runs.compute", lambda n, exp, *_: is_main_process() and note(notes, "run"))
+        before("distillation.buffers._train_expert", lambda n, exp, k, *_: note(notes, f"expert {k}"))
+    if words: return trustdd.reproduction.cli.main([*words, "--runs", store, *(odd if r == 1 else ())])
+    with process_group():
+        for e in exps: trustdd.reproduction.runs.load_or_run(Experiment(**e), store, "cpu", progress=False, every=0)
 
 def fork(r, n, port, log, group, environment, **request):
     pid = os.fork()
@@ -67,11 +71,11 @@ def group(processes, environment={}, **request):
     for r in range(processes): pids.append(fork(r, processes, port, request["store"] + f".{r}.log", pids[0] if pids else 0, environment, **request))
     return pids
 
-trustdd.distillation.commit = lambda: "a commit"
+trustdd.distillation.distillation.commit = lambda: "a commit"
 import pandas, sklearn.metrics, torch._dynamo, torch.utils.flop_counter # what a child would load
-shape = trustdd.data.load_dataset("digits").shape
-for name in ("gaussian", "skimage-text"): trustdd.data.load_ood(name, shape)
-trustdd.data.load_aux(trustdd.data.default_aux("digits"), shape)
+shape = load_dataset("digits").shape
+for name in ("gaussian", "skimage-text"): load_ood(name, shape)
+load_aux(default_aux("digits"), shape)
 
 for line in sys.stdin:
     groups, codes, stopped = [group(**request) for request in json.loads(line)], {}, set()
@@ -141,7 +145,7 @@ def test_any_number_of_processes_makes_what_one_makes(ask, alone, tmp_path):
 @pytest.mark.parametrize("exp", [DSA["poe"], MTT], ids=["dsa", "mtt"])
 def test_killed_together_and_continued_by_fewer_or_more(ask, alone, tmp_path, exp):
     begun = tmp_path/"begun"
-    assert ask(dict(processes=2, store=begun, exps=[exp], die=(0, "distillation.save_checkpoint", 2, "SIGKILL", True))) == [[-9, -9]], said(begun, 0)
+    assert ask(dict(processes=2, store=begun, exps=[exp], die=(0, "distillation.distillation.save_checkpoint", 2, "SIGKILL", True))) == [[-9, -9]], said(begun, 0)
     state, _ = load_checkpoint(begun/run_name(exp)/"checkpoint.safetensors", exp, "cpu")
     assert state.iteration == 1 and not (begun/run_name(exp)/"distilled.safetensors").exists()
     for name in ("fewer", "more"): shutil.copytree(begun, tmp_path/name)
@@ -162,7 +166,7 @@ def test_out_of_time_all_stop_and_the_same_command_continues(ask, alone, tmp_pat
 
 def test_sigterm_stops_all_after_the_same_iteration(ask, alone, tmp_path):
     store, exp, words = tmp_path/"runs", DSA["poe"], [*WORDS, *"--n-nets 3 --epochs 2 --n-test 20 --ood gaussian,skimage-text".split()]
-    assert ask(dict(processes=2, store=store, words=words, die=(0, "gradient_matching.matching_step", 1, "SIGTERM", True))) == [[75, 75]], said(store, 0) + said(store, 1)
+    assert ask(dict(processes=2, store=store, words=words, die=(0, "distillation.gradient_matching._matching_step", 1, "SIGTERM", True))) == [[75, 75]], said(store, 0) + said(store, 1)
     assert load_checkpoint(store/run_name(exp)/"checkpoint.safetensors", exp, "cpu")[0].iteration == 1
     assert ask(dict(processes=2, store=store, words=words)) == [[0, 0]], said(store, 0) + said(store, 1)
     for name in ("distilled.safetensors", "config.json"): assert (store/run_name(exp)/name).read_bytes() == (alone/run_name(exp)/name).read_bytes()
@@ -177,7 +181,7 @@ def test_two_groups_that_ask_for_one_run_compute_it_once(ask, alone, tmp_path):
 @pytest.mark.parametrize("how, seconds", [("SIGKILL", 400), ("SIGSTOP", 5)])
 def test_one_that_is_gone_or_stuck_ends_the_others(ask, tmp_path, how, seconds):
     store, began = tmp_path/"runs", time.monotonic()
-    (status,) = ask(dict(processes=3, store=store, words=WORDS, die=(1, "gradient_matching.matching_step", 2, how, False), environment=dict(TRUSTDD_TIMEOUT=str(seconds))))
+    (status,) = ask(dict(processes=3, store=store, words=WORDS, die=(1, "distillation.gradient_matching._matching_step", 2, how, False), environment=dict(TRUSTDD_TIMEOUT=str(seconds))))
     assert status == [1, -9, 1] and time.monotonic() - began < 200
     lines = ours(store, 0, 2)
     assert len(lines) == 1 and "waits in vain" in lines[0]
@@ -192,7 +196,7 @@ def test_processes_that_were_asked_for_different_things_refuse(ask, tmp_path):
 
 def test_a_broken_checkpoint_is_one_line(ask, tmp_path):
     store = tmp_path/"runs"
-    assert ask(dict(processes=2, store=store, words=WORDS, die=(0, "distilled_set.write_safetensors", 1, "SIGKILL", True))) == [[-9, -9]]
+    assert ask(dict(processes=2, store=store, words=WORDS, die=(0, "data.distilled_set.write_safetensors", 1, "SIGKILL", True))) == [[-9, -9]]
     checkpoint, = store.rglob("config.json")
     (checkpoint.parent/"checkpoint.safetensors").write_text("half of it")
     for r in (0, 1): Path(f"{store}.{r}.log").unlink()
@@ -233,8 +237,8 @@ def test_torchrun_tells_a_wrong_request_once_and_fails(tmp_path):
 
 def test_torchrun_stops_all_when_one_is_killed(tmp_path):
     script = tmp_path/"script.py"
-    script.write_text("import os, signal, sys\nimport trustdd.gradient_matching as g\nfrom trustdd.cli import main\n"
-                      "if os.environ['RANK'] == '0': g.matching_step = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(main(sys.argv[1:]))\n")
+    script.write_text("import os, signal, sys\nimport trustdd.distillation.gradient_matching as g\nfrom trustdd.reproduction.cli import main\n"
+                      "if os.environ['RANK'] == '0': g._matching_step = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(main(sys.argv[1:]))\n")
     done = torchrun(script, *WORDS, "--runs", tmp_path/"runs")
     assert done.returncode == 1 and "SIGKILL" in done.stderr
     assert not list(tmp_path.rglob("distilled.safetensors"))

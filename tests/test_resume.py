@@ -26,8 +26,10 @@ WATCHED = replace(MTT, holdout=0.2, watch=(0, 2, 4), ood=())
 # "mark" is a file with a line for each computation, "experts" one with a line for each time that an expert was begun or gone on with.
 SERVER = """
 import itertools, json, os, signal, sys, time, torch
-import trustdd.gradient_matching, trustdd.logits, trustdd.runs, trustdd.trajectory_matching, trustdd.training, trustdd.validation
+from importlib import import_module
+import trustdd.distillation.buffers, trustdd.distillation.distillation, trustdd.reproduction.runs
 from trustdd.core.experiment import Experiment
+from trustdd.data.catalog import default_aux, load_aux, load_dataset, load_ood
 
 def deadly(holder, name, number, pause=0, torn=False):
     function, count = getattr(holder, name), itertools.count(1)
@@ -43,27 +45,27 @@ def child(exp, store, die=None, mark=None, threads=1, pause=0, seed=0, wait_for=
     ends = time.monotonic() + 300
     while wait_for and not os.path.exists(wait_for): assert time.monotonic() < ends, f"there is no {wait_for}"; time.sleep(0.01)
     if mark:
-        compute = trustdd.runs.compute
+        compute = trustdd.reproduction.runs.compute
         def marked(*a, **kw):
             with open(mark, "a") as f: f.write(f"{os.getpid()}\\n")
             return compute(*a, **kw)
-        trustdd.runs.compute = marked
+        trustdd.reproduction.runs.compute = marked
     if experts:
-        train = trustdd.buffers.train_expert
+        train = trustdd.distillation.buffers._train_expert
         def counted(exp, k, *a, **kw):
             with open(experts, "a") as f: f.write(f"{k}\\n")
             return train(exp, k, *a, **kw)
-        trustdd.buffers.train_expert = counted
+        trustdd.distillation.buffers._train_expert = counted
     if die:
-        holder = os if die[0] == "os" else trustdd.trajectories if die[0] == "torn" else getattr(trustdd, die[0])
+        holder = os if die[0] == "os" else import_module("trustdd." + ("distillation.trajectories" if die[0] == "torn" else die[0]))
         deadly(holder, *die[1:], pause, die[0] == "torn")
-    trustdd.runs.load_or_run(Experiment(**exp), store, "cpu", progress=False, every=0)
+    trustdd.reproduction.runs.load_or_run(Experiment(**exp), store, "cpu", progress=False, every=0)
 
-trustdd.distillation.commit = lambda: "a commit"
+trustdd.distillation.distillation.commit = lambda: "a commit"
 import pandas, sklearn.metrics, torch._dynamo, torch.utils.flop_counter # what a child would load
-shape = trustdd.data.load_dataset("digits").shape
-for name in ("gaussian", "skimage-text"): trustdd.data.load_ood(name, shape)
-trustdd.data.load_aux(trustdd.data.default_aux("digits"), shape)
+shape = load_dataset("digits").shape
+for name in ("gaussian", "skimage-text"): load_ood(name, shape)
+load_aux(default_aux("digits"), shape)
 
 for line in sys.stdin:
     pids = []
@@ -124,11 +126,11 @@ MOMENTS = {
     "in the probe": ("os", "fsync", 1),
     **{f"before {name} is on the disk": ("os", "fsync", FILES.index(name) + 2) for name in ("config", "checkpoint 1", "distilled", "report")},
     **{f"before {name} is renamed": ("os", "replace", FILES.index(name) + 1) for name in FILES if name not in ("checkpoint 3", "network 1")},
-    "in the first iteration": ("gradient_matching", "match", 7),
-    "in the third iteration": ("gradient_matching", "match", 2 * MATCHES + 7),
-    "with the set there": ("runs", "train", 1),
-    "in training": ("training", "step_size", 2),
-    "in judging": ("logits", "predict", 2),
+    "in the first iteration": ("distillation.gradient_matching", "match", 7),
+    "in the third iteration": ("distillation.gradient_matching", "match", 2 * MATCHES + 7),
+    "with the set there": ("reproduction.runs", "train", 1),
+    "in training": ("networks.training", "_step_size", 2),
+    "in judging": ("evaluation.logits", "predict", 2),
 }
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -156,9 +158,9 @@ def test_killed_again_and_again(ask, straight, tmp_path):
 
 def test_work_done_before_a_kill_is_not_done_again(ask, straight, tmp_path):
     "Killed after three of four iterations it has one left: it never gets to the mine in the second."
-    assert ask(dict(store=tmp_path, die=("gradient_matching", "match", 3 * MATCHES + 1))) == [-signal.SIGKILL]
+    assert ask(dict(store=tmp_path, die=("distillation.gradient_matching", "match", 3 * MATCHES + 1))) == [-signal.SIGKILL]
     assert load_checkpoint(tmp_path/run_name(EXP)/"checkpoint.safetensors", EXP, "cpu")[0].iteration == 3
-    assert ask(dict(store=tmp_path, die=("gradient_matching", "match", MATCHES + 1))) == [0]
+    assert ask(dict(store=tmp_path, die=("distillation.gradient_matching", "match", MATCHES + 1))) == [0]
     same(tmp_path/run_name(EXP), straight)
 
 
@@ -187,7 +189,7 @@ def test_interrupted_by_the_user(tmp_path, capfd, monkeypatch):
     def interrupt(*a, **kw): raise KeyboardInterrupt
     words = f"distill --preset smoke --ipc 1 --device cpu --runs {tmp_path}".split()
     with monkeypatch.context() as m:
-        m.setattr("trustdd.gradient_matching.matching_step", interrupt)
+        m.setattr("trustdd.distillation.gradient_matching._matching_step", interrupt)
         assert main(words) == 130
     assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; the same command continues"
     with monkeypatch.context() as m:
@@ -200,7 +202,7 @@ def test_interrupted_by_the_user(tmp_path, capfd, monkeypatch):
 def test_killed_from_a_shell(tmp_path):
     "The installed command, killed while its bar moves."
     script = Path(sys.executable).with_name("trustdd")
-    start = [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from trustdd.cli import main; sys.exit(main())"]
+    start = [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from trustdd.reproduction.cli import main; sys.exit(main())"]
     words = "distill --dataset digits --outliers oe --preset smoke --ipc 1 --iterations 30 --device cpu --runs".split()
     exp = Experiment(dataset="digits", outliers="oe", preset="smoke", ipc=1, iterations=30)
     run = subprocess.Popen([*start, *words, str(tmp_path/"killed")], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
@@ -229,7 +231,7 @@ def test_two_that_ask_for_one_run_compute_it_once(ask, straight, tmp_path):
 def test_who_waits_takes_over_from_who_is_killed(ask, straight, tmp_path):
     "The first process has the folder and is killed while the second waits for it."
     mark, store = tmp_path/"mark", tmp_path/"store"
-    first = dict(store=store, mark=mark, die=("gradient_matching", "match", MATCHES + 1), pause=0.5)
+    first = dict(store=store, mark=mark, die=("distillation.gradient_matching", "match", MATCHES + 1), pause=0.5)
     assert ask(first, dict(store=store, mark=mark, wait_for=mark)) == [-signal.SIGKILL, 0]
     assert len(set(mark.read_text().split())) == 2
     same(store/run_name(EXP), straight)
@@ -237,7 +239,7 @@ def test_who_waits_takes_over_from_who_is_killed(ask, straight, tmp_path):
 
 def test_asked_again_nothing_is_computed(straight, monkeypatch):
     def never(*a, **kw): raise AssertionError("computed again")
-    for name in ("runs.compute", "runs.train", "runs.prepared", "sides.distill"): monkeypatch.setattr(f"trustdd.{name}", never)
+    for name in ("runs.compute", "runs.train", "runs.prepared", "sides.distill"): monkeypatch.setattr(f"trustdd.reproduction.{name}", never)
     times = {p: p.stat().st_mtime_ns for p in straight.iterdir()}
     store = straight.parents[len(Path(run_name(EXP)).parts) - 1]
     run, = run_all([EXP], store)
@@ -290,10 +292,10 @@ def same_sided(store, other):
 
 
 SIDED_MOMENTS = { # renamed are the configuration, then for each side four checkpoints and the side, then the log
-    "in the first side": ("gradient_matching", "match", 27),
+    "in the first side": ("distillation.gradient_matching", "match", 27),
     "before the first side is renamed": ("os", "replace", 6),
     "before its checkpoint is removed": ("os", "replace", 7),
-    "in the second side": ("gradient_matching", "match", 67),
+    "in the second side": ("distillation.gradient_matching", "match", 67),
     "before the second side is renamed": ("os", "replace", 11),
     "before the log is renamed": ("os", "replace", 12),
     "before the set is renamed": ("os", "replace", 13),
@@ -354,19 +356,19 @@ MTT_MOMENTS = {
     **{f"before {name} is renamed": ("os", "replace", MTT_FILES.index(name) + 1) for name in (*MTT_FILES[1:9], "distilled")},
     "with half of the first row": ("torn", "_append", 1),
     "with half of a row": ("torn", "_append", 5),
-    "between a row and its line": ("trajectories", "_append", 6),
+    "between a row and its line": ("distillation.trajectories", "_append", 6),
     "with half of a line": ("torn", "_append", 6),
-    "between two epochs": ("buffers", "train_epoch", 3),
+    "between two epochs": ("distillation.buffers", "expert_batches", 3),
     "with half of the last row": ("torn", "_append", 7),
     "with half of the last line": ("torn", "_append", 8),
-    "between two experts": ("buffers", "train_expert", 2),
+    "between two experts": ("distillation.buffers", "_train_expert", 2),
     "in the second expert": ("torn", "_append", 13),
-    "in the third iteration, forwards": ("trajectory_matching", "_gradient", 2 * GRADIENTS + 2),
-    "in the third iteration, backwards": ("trajectory_matching", "_gradient", 3 * GRADIENTS - 1),
-    "between a checkpoint and the next iteration": ("trajectory_matching", "iteration", 4),
-    "between an iteration and its checkpoint": ("distillation", "save_checkpoint", 3),
-    "in training": ("training", "step_size", 2),
-    "in judging": ("logits", "predict", 2),
+    "in the third iteration, forwards": ("distillation.trajectory_gradient", "_gradient", 2 * GRADIENTS + 2),
+    "in the third iteration, backwards": ("distillation.trajectory_gradient", "_gradient", 3 * GRADIENTS - 1),
+    "between a checkpoint and the next iteration": ("distillation.trajectory_matching", "_iterate", 4),
+    "between an iteration and its checkpoint": ("distillation.distillation", "save_checkpoint", 3),
+    "in training": ("networks.training", "_step_size", 2),
+    "in judging": ("evaluation.logits", "predict", 2),
 }
 
 @pytest.mark.parametrize("moment", MTT_MOMENTS)
@@ -380,7 +382,7 @@ def test_mtt_killed_and_started_again(ask, straight_mtt, tmp_path, moment):
     same_all(tmp_path, straight_mtt)
 
 
-@pytest.mark.parametrize("die", [("os", "fsync", 8), ("torn", "_append", 3), ("trajectory_matching", "_gradient", GRADIENTS + 2)], ids=str)
+@pytest.mark.parametrize("die", [("os", "fsync", 8), ("torn", "_append", 3), ("distillation.trajectory_gradient", "_gradient", GRADIENTS + 2)], ids=str)
 def test_mtt_killed_again_and_again(ask, straight_mtt, tmp_path, die):
     "Each start gets a little further than the one before: a row or an iteration."
     for starts in range(1, 30):
@@ -393,15 +395,15 @@ def test_mtt_killed_again_and_again(ask, straight_mtt, tmp_path, die):
 
 def test_epochs_done_before_a_kill_are_not_done_again(ask, straight_mtt, tmp_path):
     "Killed in the fifth of six epochs, two are left: it never gets to the mine in the third."
-    assert ask(dict(exp=MTT, store=tmp_path, die=("buffers", "train_epoch", 5))) == [-signal.SIGKILL]
-    assert ask(dict(exp=MTT, store=tmp_path, die=("buffers", "train_epoch", 3))) == [0]
+    assert ask(dict(exp=MTT, store=tmp_path, die=("distillation.buffers", "expert_batches", 5))) == [-signal.SIGKILL]
+    assert ask(dict(exp=MTT, store=tmp_path, die=("distillation.buffers", "expert_batches", 3))) == [0]
     same_all(tmp_path, straight_mtt)
 
 
 def test_mtt_iterations_done_before_a_kill_are_not_done_again(ask, straight_mtt, tmp_path):
-    assert ask(dict(exp=MTT, store=tmp_path, die=("trajectory_matching", "iteration", 4))) == [-signal.SIGKILL]
+    assert ask(dict(exp=MTT, store=tmp_path, die=("distillation.trajectory_matching", "_iterate", 4))) == [-signal.SIGKILL]
     assert load_checkpoint(tmp_path/run_name(MTT)/"checkpoint.safetensors", MTT, "cpu")[0].iteration == 3
-    assert ask(dict(exp=MTT, store=tmp_path, die=("trajectory_matching", "iteration", 2))) == [0]
+    assert ask(dict(exp=MTT, store=tmp_path, die=("distillation.trajectory_matching", "_iterate", 2))) == [0]
     same_all(tmp_path, straight_mtt)
 
 
@@ -436,7 +438,7 @@ def test_who_waits_for_an_expert_takes_over_from_who_is_killed(ask, straight_mtt
     "The first is killed in an expert for which the second, that asks for another run, waits; its epochs are kept."
     experts, store = tmp_path/"experts", tmp_path/"store"
     first = dict(exp=replace(MTT, seed=1), store=store, experts=experts, die=("torn", "_append", 5), pause=0.5)
-    assert ask(first, dict(exp=MTT, store=store, experts=experts, wait_for=experts, die=("buffers", "train_epoch", 6))) == [-signal.SIGKILL, 0]
+    assert ask(first, dict(exp=MTT, store=store, experts=experts, wait_for=experts, die=("distillation.buffers", "expert_batches", 6))) == [-signal.SIGKILL, 0]
     assert counts(experts) == ["0", "0", "1"] # five of six epochs were left for the second
     same_all(store, straight_mtt)
 
@@ -459,7 +461,7 @@ def test_workers_train_each_expert_once(straight_mtt, tmp_path, monkeypatch):
 def test_asked_again_no_expert_is_touched(straight_mtt, monkeypatch):
     "A finished run does without its experts."
     def never(*a, **kw): raise AssertionError("computed again")
-    for name in ("runs.compute", "jobs.make_buffer", "buffers.train_expert", "runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
+    for name in ("reproduction.runs.compute", "reproduction.jobs.make_buffer", "distillation.buffers._train_expert", "reproduction.runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
     times = {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}
     assert load_or_run(MTT, straight_mtt).distilled.lr > 0
     assert times == {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}
@@ -485,14 +487,14 @@ def straight_watched(ask, tmp_path_factory):
 
 
 LOOKS = { # after the experts the files are: line 0, checkpoint 1, line 2, checkpoint 2, …
-    "in the look before the first iteration": ("training", "step_size", 2),
+    "in the look before the first iteration": ("networks.training", "_step_size", 2),
     "before its line is renamed": ("os", "replace", 2),
-    "in the second look": ("training", "step_size", WATCHED.epochs + 2),
-    "in judging for the second look": ("logits", "predict", 4),
-    "between the second look and its checkpoint": ("distillation", "save_checkpoint", 2),
-    "in the last look": ("training", "step_size", 2 * WATCHED.epochs + 2),
-    "between the last look and its checkpoint": ("distillation", "save_checkpoint", 4),
-    "after the last checkpoint": ("runs", "_log", 1),
+    "in the second look": ("networks.training", "_step_size", WATCHED.epochs + 2),
+    "in judging for the second look": ("evaluation.logits", "predict", 4),
+    "between the second look and its checkpoint": ("distillation.distillation", "save_checkpoint", 2),
+    "in the last look": ("networks.training", "_step_size", 2 * WATCHED.epochs + 2),
+    "between the last look and its checkpoint": ("distillation.distillation", "save_checkpoint", 4),
+    "after the last checkpoint": ("reproduction.runs", "_log", 1),
 }
 
 @pytest.mark.parametrize("moment", LOOKS)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as tensor_bytes
 
-import trustdd.buffers
+import trustdd.distillation.buffers
 from conftest import content, one_thread
 from test_bad_input import full_disk, tree
 from trustdd.distillation.buffers import Buffer, buffer_name
@@ -237,8 +237,8 @@ def test_the_owner_died(experts, trained, monkeypatch, how, kept):
     if how == "no part": part.unlink()
     if how == "no head": part.write_bytes(b"")
     for name in (".expert001.lock", ".lock", ".expert000.lock"): (experts/name).touch() if how == "an empty lock" else (experts/name).unlink(missing_ok=True)
-    epochs, real = [], trustdd.distillation.buffers.train_epoch
-    monkeypatch.setattr("trustdd.buffers.train_epoch", lambda *a: epochs.append(1) or real(*a))
+    epochs, real = [], trustdd.distillation.buffers.expert_batches
+    monkeypatch.setattr("trustdd.distillation.buffers.expert_batches", lambda *a: epochs.append(1) or real(*a))
     assert main(EXPERTS) == 0
     assert len(epochs) == EXP.train_epochs - max(kept, 0)
     same = lambda folder: {k: v for k, v in timeless(content(folder)).items() if not k.endswith(".lock")}
@@ -246,13 +246,13 @@ def test_the_owner_died(experts, trained, monkeypatch, how, kept):
 
 
 def test_interrupted_by_the_user(project, trained, capfd, monkeypatch):
-    calls, real = [], trustdd.distillation.buffers.train_epoch
+    calls, real = [], trustdd.distillation.buffers.expert_batches
     def interrupt(*a):
         if calls: raise KeyboardInterrupt
         calls.append(1)
         return real(*a)
     with monkeypatch.context() as m:
-        m.setattr("trustdd.buffers.train_epoch", interrupt)
+        m.setattr("trustdd.distillation.buffers.expert_batches", interrupt)
         assert main(EXPERTS) == 130
     assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; the same command continues"
     assert len((project/BUFFER/"expert000.jsonl").read_text().splitlines()) == 2
@@ -316,7 +316,7 @@ def test_workers_and_again_at_once(project, trained, capfd, monkeypatch):
     assert timeless(content(project/BUFFER)) == timeless(content(trained/buffer_name(EXP)))
     def never(*a, **kw): raise AssertionError("not at once")
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", never)
-    monkeypatch.setattr("trustdd.buffers.train_expert", never)
+    monkeypatch.setattr("trustdd.distillation.buffers._train_expert", never)
     before = content(project)
     assert main([*EXPERTS, "--workers", "2"]) == 0 and capfd.readouterr().out == first and content(project) == before
 
@@ -327,7 +327,7 @@ def test_a_finished_run_does_without_its_experts(experts, capfd, monkeypatch):
     first = capfd.readouterr().out
     shutil.rmtree(experts)
     def never(*a, **kw): raise AssertionError("trained again")
-    monkeypatch.setattr("trustdd.buffers.train_expert", never)
+    monkeypatch.setattr("trustdd.distillation.buffers._train_expert", never)
     assert main(["distill", *SMALL]) == 0 and capfd.readouterr().out == first
 
 
@@ -361,7 +361,7 @@ def shared(tmp_path_factory):
 ], ids=lambda f: ", ".join(f"{k}={v}" for k, v in f.items()) or "plain")
 def test_variants(shared, monkeypatch, fields):
     "Finite images of the right shapes, in motion; the same again from the same experts."
-    monkeypatch.setattr("trustdd.distillation.commit", lambda: "a commit")
+    monkeypatch.setattr("trustdd.distillation.distillation.commit", lambda: "a commit")
     if fields.get("dataset") == "colour": fields = {**fields, "dataset": str(shared/"colour")}
     exp = Experiment(**{**dict(method="mtt", preset="smoke", ipc=1, iterations=2, lr_alpha=1e-7), **fields})
     made = [distill(exp, device="cpu", progress=False, buffer=shared/buffer_name(exp)) for _ in range(2)]
