@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare check test test-data test-gpu paper bench bench-full bench-gpu lab clean
+.PHONY: help setup prepare check test test-data test-gpu tour paper bench bench-full bench-gpu lab clean
 
 help: ## list what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,10 @@ test-data: setup ## the tests that need unpacked data as well (data/README.md sa
 test-gpu: export OMP_NUM_THREADS = 1
 test-gpu: setup ## the tests that need an NVIDIA GPU as well (without nbdev: python tools/gpu_cells.py)
 	$(BIN)/nbdev_test --flags "slow gpu" --n_workers 1
+
+tour: setup ## the whole method on digits in a minute, as a page for your browser: build/tour.html
+	$(BIN)/jupyter nbconvert --to html --execute --log-level=ERROR --output-dir build --output tour nbs/00_tour.ipynb
+	@echo "the tour is in build/tour.html: open it in your browser"
 
 paper: setup ## every figure and table, into figures/PRESET
 	$(BIN)/trustdd paper --preset $(PRESET) $(if $(ONLY),--only $(ONLY)) $(if $(WORKERS),--workers $(WORKERS))

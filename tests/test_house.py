@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import trustdd
-from trustdd.cli import main
+from trustdd.reproduction.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT/"trustdd"

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from conftest import one_thread
-from trustdd.reproduction.cli import main
-from trustdd.core.experiment import Experiment
 from trustdd.core.checks import UserError
+from trustdd.core.experiment import Experiment, to_dict
 from trustdd.data.catalog import load_dataset
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
 from trustdd.distillation.foreign_files import read_torch
 from trustdd.distillation.importers import import_set
+from trustdd.reproduction.cli import main
 
 SMALL = dict(preset="smoke", ipc=2, iterations=1, width=4, n_nets=2, epochs=3)
 FLAGS = "--preset smoke --width 4 --n-nets 2 --epochs 3".split()
@@ -54,7 +54,7 @@ def ours(syn, folder, lr=None, **changes):
     "The same tensors, saved by ourselves."
     outliers = syn.outliers if changes.get("outliers") else syn.outliers[:0]
     exp = Experiment(**dict(dataset="digits", method="dsa", **{k: v for k, v in SMALL.items() if k != "iterations"}) | changes)
-    replace(syn, outliers=outliers, lr=lr, provenance=syn.provenance | dict(experiment=exp.__dict__)).save(folder/"ours.safetensors")
+    replace(syn, outliers=outliers, lr=lr, provenance=syn.provenance | dict(experiment=to_dict(exp))).save(folder/"ours.safetensors")
     return folder/"ours.safetensors"
 
 
@@ -112,7 +112,7 @@ def test_whitened_images_are_judged_on_whitened_images(project):
     exp = Experiment(dataset="digits", preset="smoke", method="mtt", ipc=1, width=4, epochs=3, zca=True)
     digits = prepared(exp)
     chosen = torch.cat([digits.of_class(c)[:1] for c in range(10)])
-    syn = DistilledSet(digits.normalise(digits.images[chosen]), torch.arange(10), torch.empty(0, 1, 8, 8), digits.classes, digits.mean, digits.std, dict(experiment=exp.__dict__))
+    syn = DistilledSet(digits.normalise(digits.images[chosen]), torch.arange(10), torch.empty(0, 1, 8, 8), digits.classes, digits.mean, digits.std, dict(experiment=to_dict(exp)))
     syn.save("ours.safetensors")
     assert main(["import", str(as_mtt(syn, project)), "--dataset", "digits", "--zca", *FLAGS, "--out", "theirs.safetensors"]) == 0
     same(judge("theirs.safetensors", project/"a"), judge("ours.safetensors", project/"b"))

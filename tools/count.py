@@ -126,8 +126,10 @@ def code_cells(path):
 
 
 def long_lines(text):
-    "The numbers of the lines that are longer than they may be."
-    return [i for i, line in enumerate(text.splitlines(), 1) if len(line) > WIDTH]
+    "The numbers of the lines that are longer than they may be; nbdev's head of a module is not ours."
+    head, mark, _ = text.partition("\n# %% ../")
+    first = head.count("\n") + 1 if mark else 0
+    return [i for i, line in enumerate(text.splitlines(), 1) if i > first and len(line) > WIDTH]
 
 
 def lines_of(path):

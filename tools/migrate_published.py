@@ -1,69 +1,77 @@
-"""Bring a run store of version 0.1 to the names of today.
+"""Bring a run store of version 0.1 to the fields and names of today.
 
     python tools/migrate_published.py [STORE]        # published/ if none is named
 
-Fields of experiments have other names: in configurations and reports, and in what files of tensors say about
-themselves. Tensors stay as they are, byte for byte. A store that is already renamed is left alone.
+Fields of experiments have other names, and a method has only its own; so configurations are written anew, and what
+is named by a hash of them moves: variants of runs, sides, measured costs. Distilled sets, reports, scores and
+experts stay as they are, byte for byte, and are read as they are. A second call changes nothing.
 """
 import json
+import os
 import sys
 from pathlib import Path
 
+from trustdd.core.experiment import from_dict, run_name, to_dict
+from trustdd.core.storage import atomic_write, digest, read_safetensors
+from trustdd.reproduction.sides import SIDES, side_folder
+
 ROOT = Path(__file__).resolve().parent.parent
-FIELDS = {"opc": "outliers_per_slot", "lr_lr": "lr_alpha"}
-VALUES = {("metric", "ours"): "dc"}
 
 
-def renamed(value):
-    "The same with fields and values as they are called today, however deep they are."
-    if isinstance(value, list): return [renamed(v) for v in value]
-    if not isinstance(value, dict): return value
-    return {FIELDS.get(k, k): _value(k, v) for k, v in value.items()}
+def rewrite(path, value):
+    "Write a JSON file as the run store does, if it says something else so far; was there anything to write?"
+    text = json.dumps(value, indent=1) + "\n"
+    if path.read_text(encoding="utf-8") == text: return 0
+    atomic_write(path, text)
+    return 1
 
 
-def _value(key, value):
-    "A field's value as it is called today."
-    if isinstance(value, str): return VALUES.get((key, value), value)
-    return renamed(value)
+def move(old, new):
+    "Rename a file or folder, unless it has that name; was there anything to rename?"
+    if old == new: return 0
+    if new.exists(): sys.exit(f"{old} should become {new}, which is there already")
+    new.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(old, new)
+    return 1
 
 
-def described(text):
-    "A JSON text renamed; any other text as it is."
-    try: before = json.loads(text)
-    except ValueError: return text
-    after = renamed(before)
-    return text if after == before else json.dumps(after)
+def migrate_run(config, store):
+    "A run, or other networks on its set (which move with it)."
+    stored = json.loads(config.read_text(encoding="utf-8"))
+    more = {k: stored.pop(k) for k in ("changed_from",) if k in stored}
+    exp = from_dict(stored)
+    written = rewrite(config, to_dict(exp) | more)
+    if config.parent.parent.name == "networks": return written, 0
+    return written, move(config.parent, store/run_name(exp))
 
 
-def migrate_json(path):
-    "Rename in a JSON file; was there anything to rename?"
-    before = json.loads(path.read_text(encoding="utf-8"))
-    after = renamed(before)
-    if after == before: return False
-    path.write_text(json.dumps(after, indent=1) + "\n", encoding="utf-8")
-    return True
+def migrate_side(file, store):
+    "One side of gradient matching, known by what is in its file."
+    _, meta = read_safetensors(file)
+    exp = from_dict(json.loads(meta["side"])["provenance"]["experiment"])
+    side = next(s for s in SIDES if f"-{s}-" in file.parent.name)
+    return 0, move(file.parent, side_folder(exp, side, store))
 
 
-def migrate_tensors(path):
-    "Rename in what a safetensors file says about itself; was there anything to rename?"
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    about = header.get("__metadata__", {})
-    after = {key: described(text) for key, text in about.items()}
-    if after == about: return False
-    head = json.dumps({**header, "__metadata__": after}, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    path.write_bytes(len(head).to_bytes(8, "little") + head + data[end:])
-    return True
+def migrate_costs(file, store):
+    "A measurement, known by the experiments that were asked for."
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    exps = [from_dict(e) for e in stored["asked"]["experiments"]]
+    named = dict(runs=[run_name(e) for e in exps], iterations=stored["asked"]["iterations"])
+    stored["asked"] = named | dict(experiments=[to_dict(e) for e in exps])
+    return rewrite(file, stored), move(file, file.with_name(f"{digest(named)}.json"))
 
 
 def migrate(store):
-    "Rename in every file of a store; how many were changed."
-    changed = sum(migrate_json(p) for p in sorted(store.rglob("*.json")))
-    return changed + sum(migrate_tensors(p) for p in sorted(store.rglob("*.safetensors")))
+    "Bring a store up to date: (files written, folders and files renamed)."
+    def depth(path): return len(path.parts)
+    configs = sorted(store.rglob("config.json"), key=depth, reverse=True)  # networks before their run
+    kinds = [(migrate_run, configs), (migrate_side, sorted(store.glob("sides/*/side.safetensors"))),
+             (migrate_costs, sorted(store.glob("costs/*/*.json")))]
+    done = [kind(path, store) for kind, paths in kinds for path in paths]
+    return sum(w for w, _ in done), sum(m for _, m in done)
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT/"published"
-    print(f"{migrate(folder)} files renamed in {folder}")
+    print("{} files written, {} renamed in {}".format(*migrate(folder), folder))

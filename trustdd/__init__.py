@@ -1,7 +1,8 @@
-"Trustworthy dataset distillation: a few synthetic images and outliers that teach a network what it knows and what it does not."
+"""A few synthetic images and outliers that teach a network what it knows and what it does not."""
 __version__ = "0.1.0"
 
-# What you need from outside. Each name is loaded from its module when it is first used, so `import trustdd` costs next to nothing.
+# What you need from outside. Each name is loaded from its module when you first use it, so that
+# `import trustdd` costs next to nothing.
 _HOME = {
     "core.checks": "UserError",
     "core.experiment": "Experiment PRESETS",

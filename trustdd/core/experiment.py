@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'OUTLIERS', 'MAIN', 'Settings', 'settings', 'methods', 'settings_of', 'Request', 'Experiment',
-           'check_field', 'field_names', 'to_dict', 'from_dict', 'check_same_experiment', 'overrides', 'data_name',
+           'field_names', 'check_field', 'to_dict', 'from_dict', 'check_same_experiment', 'overrides', 'data_name',
            'run_name']
 
 # %% ../../nbs/core/06_experiment.ipynb #7e26be9c
 import hashlib, json, os
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
-from .checks import UserError, check_choice, check_int
+from .checks import check_choice, check_int, UserError
 from .storage import digest
 
 # %% ../../nbs/core/06_experiment.ipynb #703e7b5f
@@ -49,7 +49,7 @@ def settings(
     return register
 
 # %% ../../nbs/core/06_experiment.ipynb #241bea7f
-_OWNERS = ("data.catalog", "data.augment", "data.poe", "networks.architectures",
+_OWNERS = ("data.dataset", "data.augment", "data.poe", "networks.architectures",
            "networks.training", "evaluation.evaluation")
 
 def _load_owners():
@@ -72,7 +72,7 @@ def settings_of(method:str) -> dict:
 class Request:
     "What is asked: the six main fields of an experiment."
     dataset:str|None=None   # a name such as digits or cifar10, or a folder; the preset's usual one
-    method:str="dsa"        # dc, dsa, mtt, or the baselines random (real images) and full (all of them)
+    method:str="dsa"        # dc, dsa, mtt, or a baseline: random real images, or the full set
     outliers:str="none"     # none, oe (real auxiliary images), poe (corrupted training images)
     ipc:int=10              # images per class
     seed:int=0              # of everything that is drawn
@@ -135,6 +135,10 @@ def _filled(main:dict, given:dict) -> dict:
     return {g: cls(**{f.name: known[f.name] for f in fields(cls)}) for g, cls in classes.items()}
 
 # %% ../../nbs/core/06_experiment.ipynb #ad74913e
+def field_names(method:str="dsa") -> tuple[str, ...]:
+    "The names of all fields of an experiment of this method, the six main ones first."
+    return (*MAIN, *(f.name for cls in settings_of(method).values() for f in fields(cls)))
+
 def check_field(
     name:str,   # of a field
     method:str, # of the experiment
@@ -146,10 +150,6 @@ def check_field(
     raise UserError(f"{name} with method = {method!r}: it belongs to {', '.join(others)}")
 
 # %% ../../nbs/core/06_experiment.ipynb #3d86331b
-def field_names(method:str="dsa") -> tuple[str, ...]:
-    "The names of all fields of an experiment of this method, the six main ones first."
-    return (*MAIN, *(f.name for cls in settings_of(method).values() for f in fields(cls)))
-
 def to_dict(exp:Experiment) -> dict:
     "The experiment as plain JSON values (tuples become lists)."
     return json.loads(json.dumps({k: getattr(exp, k) for k in field_names(exp.method)}))

@@ -7,9 +7,7 @@ __all__ = ['have', 'how_to_get', 'within_reach']
 
 # %% ../../nbs/data/13_availability.ipynb #ed9f8e8c
 from .catalog import default_aux, ood_suite
-from .embedded import NOISES, PATCHES
-from .readers import DOWNLOADS
-from .sources import AUX, find_folder, resolve_name
+from .sources import AUX, DOWNLOADS, EMBEDDED, find_folder, resolve_name
 
 # %% ../../nbs/data/13_availability.ipynb #2fcd7ea3
 def have(
@@ -19,7 +17,7 @@ def have(
     "Can the set be loaded without a download? Raises `UserError` for a path that does not exist."
     name, root, _ = resolve_name(name, root)
     name = AUX.get(name, (name,))[0]
-    if name == "digits" or name in NOISES or name in PATCHES: return True
+    if name in EMBEDDED: return True
     return find_folder(name, root)[0] is not None or any((root/".download"/name).glob("*"))
 
 # %% ../../nbs/data/13_availability.ipynb #f45a7f31

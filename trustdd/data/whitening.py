@@ -23,6 +23,8 @@ class ZCA:
     matrix:torch.Tensor  # (d, d) symmetric, T
     inverse:torch.Tensor # (d, d) symmetric, the inverse of T
 
+    def __repr__(self): return f"ZCA(of {len(self.mean):,} pixel values)"
+
     @cached_property
     def _copies(self): return {}
     def _on(self, device):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 
 from ..core.checks import check_choice, check_int, name_tuple, UserError
-from ..core.experiment import Settings, settings
+from ..core.experiment import settings, Settings
 from ..core.randomness import stream
 from ..data.catalog import load_dataset, load_ood, ood_suite, outside_source, prepared
 from ..data.poe import corrupt, CORRUPTION_NAMES
@@ -90,7 +90,7 @@ def _corrupted(name, dataset) -> torch.Tensor:
 def load_ood_sets(
     ood,        # names, or a dictionary name -> uint8 images; the data set's usual ones if empty
     dataset,    # the in-distribution data set
-    root=None,  # where the data sets lie
+    root=None,  # where the data sets are
 ) -> tuple:
     "(name -> uint8 images, name -> source); `UserError` if one is unknown, or the data set itself."
     if isinstance(ood, dict): return ood, {}
@@ -175,7 +175,7 @@ def evaluate(
     seed:int=0,      # of the balanced draws; keep it, so that all networks see the same images
     n_test=None,     # cap on images per side of an OOD test, 0 for all; the experiment's if None
     device="auto",   # auto, cpu, cuda …
-    root=None,       # where the data sets lie
+    root=None,       # where the data sets are
     logits_out=None, # a file for the logits
 ) -> Report:
     "Accuracy, OOD detection, errors and calibration of `nets`. Wrong requests raise `UserError`."

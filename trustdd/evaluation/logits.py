@@ -14,9 +14,8 @@ import torch
 
 from ..core.checks import UserError
 from ..core.distributed import all_gather, shard
-from ..core.randomness import pick_device, to_device
+from ..core.randomness import balanced_draw, pick_device, to_device
 from ..core.storage import read_safetensors, write_safetensors
-from ..data.catalog import balanced_draw
 from ..networks.architectures import arithmetic, keep_memory
 
 # %% ../../nbs/evaluation/34_logits.ipynb #5a326264

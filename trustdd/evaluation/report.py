@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..core.checks import check_choice, UserError
+from ..core.experiment import from_dict, to_dict
 from ..core.storage import atomic_write
 from .logits import Logits
 from .scores import (
@@ -213,12 +214,18 @@ def _settings(report):
     "What reports must share to be pooled: the experiment but for its seed, and the evaluation."
     own = report.experiment.get("model")
     models = {r.get("networks", {}).get("model") or own or "" for r in report.runs}
-    shared = {k: v for k, v in report.experiment.items() if k != "seed"}
-    return shared | {
+    return _but_for_the_seed(report.experiment) | {
         "select": report.select, "n_test of the evaluation": report.n_test,
         "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}),
         "networks": sorted(models), "test sets": report.sources,
         "scores": list(next(iter(report.ood_values.values())))}
+
+def _but_for_the_seed(experiment):
+    "An experiment with today's fields, whichever version wrote it; anything else as it is."
+    rest = {k: v for k, v in experiment.items() if k != "seed"}
+    try: known = to_dict(from_dict(rest)) if "method" in rest else rest
+    except (UserError, TypeError): return rest
+    return {k: v for k, v in known.items() if k != "seed"}
 
 def _join(a, b):
     if isinstance(a, dict): return {k: _join(a[k], b[k]) for k in a}

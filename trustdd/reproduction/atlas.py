@@ -121,15 +121,13 @@ def _execute(notebook, executed, parameters):
         raise OutOfTime("its runs are finished, its picture or table is not") from None
     except (papermill.PapermillExecutionError, DeadKernelError) as e:
         if getattr(e, "ename", "") == "OutOfTime": raise OutOfTime(e.evalue) from None
-        # the kernel got SIGTERM as well
-        if seconds_left() == -math.inf: raise OutOfTime("stopped by SIGTERM") from None
+        if seconds_left() == -math.inf: raise OutOfTime("stopped by SIGTERM") from None # as it was
         raise
     finally: logger.disabled = before
 
 # %% ../../nbs/reproduction/55_atlas.ipynb #65390c5d
 ALONE = ("fig20", "tab14") # they measure seconds and memory
-# these have most to compute, none of it in two of them
-_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12")
+_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # no run is in two
 
 # %% ../../nbs/reproduction/55_atlas.ipynb #98fac13d
 def _tried(wanted, late):
@@ -214,7 +212,7 @@ def _in_turn(name):
 
 # %% ../../nbs/reproduction/55_atlas.ipynb #0634b620
 def outcome_lines(
-    done:dict,  # what `paper` returned
+    done:dict,  # what `make_items` returned
     out,        # folder of the results
 ) -> tuple:
     "(A line for each item: its verdict, or why there is none; how many failed)."

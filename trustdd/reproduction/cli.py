@@ -10,8 +10,8 @@ import json, os, shlex, sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from tyro import MISSING
+from tyro.conf import Positional
 
 import trustdd
 from ..core.checks import UserError, check_choice
@@ -21,7 +21,7 @@ from ..core.distributed import (
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
 from .commands import (
-    Buffers, Command, Distill, Evaluate, Import, Run)
+    Buffers, Command, Distill, Evaluate, FileName, Import, Run)
 from .flags import check_flags, given, parse, with_experiment
 
 # %% ../../nbs/reproduction/61_cli.ipynb #d3efb387
@@ -101,10 +101,10 @@ class Gallery(Command):
 @dataclass(frozen=True)
 class Explain(Command):
     "Show the runs behind one number of a figure or table, and compute it again."
-    file:tyro.conf.Positional[str]=MISSING   # its numbers, such as figures/cifar/tab01.csv
-    row:tyro.conf.Positional[str]=MISSING    # its number, from 0, or ipc=10,ood=textures,metric=auroc
-    column:tyro.conf.Positional[str]=MISSING # the column's name, such as mean
-    runs:str|None=None                       # the run store; runs/ in the project, then published/
+    file:FileName=MISSING               # its numbers, such as figures/cifar/tab01.csv
+    row:Positional[str]=MISSING         # its number, from 0, or ipc=10,ood=textures,metric=auroc
+    column:Positional[str]=MISSING      # the column's name, such as mean
+    runs:str|None=None                  # the run store; runs/ in the project, then published/
 
     def run(self, fields) -> int:
         "Status 1 if the number is another now."

@@ -6,6 +6,7 @@
 __all__ = ['three_kinds', 'imagenet_fields', 'lacking_imagenet', 'digit_sets', 'digit_runs']
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #07376507
+from ..core.experiment import field_names
 from ..data.availability import have, how_to_get, within_reach
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #b3f0efdb
@@ -22,19 +23,21 @@ def three_kinds(
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #c1e84e4f
 def imagenet_fields(
-    preset:str, # smoke, quick, cifar or paper
-    side:int,   # of the images, in pixels
+    preset:str,         # smoke, quick, cifar or paper
+    side:int,           # of the images, in pixels
+    method:str="dsa",   # of the runs
 ) -> dict:
     "The fields in which runs on an ImageNet subset differ from the preset's."
-    depth = dict(depth=max(1, side.bit_length() - 3))
-    return depth | (dict(width=32, iterations=100, batch_real=32) if preset == "cifar" else {})
+    fields = dict(depth=max(1, side.bit_length() - 3))
+    if preset == "cifar": fields |= dict(width=32, iterations=100, batch_real=32)
+    return {k: v for k, v in fields.items() if k in field_names(method)}
 
 # %% ../../nbs/reproduction/52_extra_data.ipynb #53747571
 def lacking_imagenet(
     preset:str,     # smoke, quick, cifar or paper
     dataset:str,    # the name wanted
     named:bool,     # was it asked for?
-    root=None,      # where data sets lie
+    root=None,      # where data sets are
 ) -> str:
     "Why an item on an ImageNet subset is not made, and what to do; empty if it can be."
     reasons = [] if have(dataset, root) else [how_to_get(dataset)]
@@ -49,7 +52,7 @@ _DIGIT_SETS = ("digits", "mnist", "usps", "svhn")
 def digit_sets(
     preset:str,     # smoke, quick, cifar or paper
     dataset:str="", # names with commas; those that are here if empty
-    root=None,      # where data sets lie
+    root=None,      # where data sets are
 ) -> tuple:
     "(the sets to use, the names of those that are missing)."
     asked = [n.strip() for n in dataset.split(",") if n.strip()]

@@ -13,7 +13,7 @@ from typing import Optional
 import tyro
 
 from ..core.checks import UserError, check_choice
-from ..core.experiment import Request, check_field, methods, settings_of
+from ..core.experiment import Request, check_field, field_names, methods, settings_of
 
 # %% ../../nbs/reproduction/59_flags.ipynb #74f76931
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -69,7 +69,7 @@ def parse(
     if words == ["--version"]:
         print(f"trustdd {version}")
         raise SystemExit(0)
-    if not words: raise UserError(f"no command; choose one of: {', '.join(commands)}")
+    if not words: raise UserError(f"COMMAND is missing; choose one of: {', '.join(commands)}")
     if words[0] not in ("-h", "--help"): check_choice("command", words[0], commands)
     return _tyro(commands, words)
 
@@ -89,13 +89,12 @@ def _tyro(commands, words):
 # %% ../../nbs/reproduction/59_flags.ipynb #d3ee6181
 def _one_line(box:str) -> str:
     "What an error box says, in one line."
-    lines = [re.sub(r"^[│╭╰]\s?|[│╮╯─]*$", "", line).strip() for line in box.splitlines()]
-    title = re.sub(r"[─\s]+", " ", lines[0]).strip() if lines else ""
+    lines = [line.strip("│╭╮╰╯─- ") for line in box.splitlines()]
     said = []
-    for line in lines[1:]:
-        if re.match(r"─+$|Argument helptext|Perhaps you meant|For full helptext", line): break
+    for line in filter(None, lines):
+        if re.match("Argument helptext|Perhaps you meant|For full helptext", line): break
         said.append(line)
-    return f"{title}: {' '.join(filter(None, said))} (trustdd --help tells more)"
+    return f"{' '.join(said)} (trustdd --help tells more)"
 
 # %% ../../nbs/reproduction/59_flags.ipynb #814f55e0
 def with_experiment(
@@ -136,8 +135,9 @@ def given(
     return found
 
 def check_flags(command, words):
-    "Raise `UserError` for a flag that belongs to no experiment of this method, nor to the command."
-    typed, own = _typed(words), {f.name for f in fields(command)} | {"help", "debug", "h"}
-    method = typed.get("method", "dsa")
+    "Raise `UserError` for a flag that is a field of experiments of other methods only."
+    typed, own = _typed(words), {f.name for f in fields(command)}
+    method = check_choice("method", typed.get("method", "dsa"), methods())
+    known = {name for m in methods() for name in field_names(m)}
     for name in typed:
-        if name not in own: check_field(name, check_choice("method", method, methods()))
+        if name in known - own: check_field(name, method)

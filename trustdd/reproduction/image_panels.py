@@ -8,7 +8,7 @@ __all__ = ['tile', 'image_grid', 'confidence_bars']
 # %% ../../nbs/reproduction/50_image_panels.ipynb #31750855
 import numpy as np
 
-from .figures import FULL, label, panels, series_style, style
+from .figures import FULL, label, series_style, style, subplots
 
 # %% ../../nbs/reproduction/50_image_panels.ipynb #a64eb2f1
 def _to_rgb(images) -> np.ndarray:
@@ -77,7 +77,7 @@ def _sheet_axes(
     "A figure that is as high as the sheet needs, and the axes for it."
     inner = width - left - .02
     height = inner * sheet.shape[0] / sheet.shape[1]
-    fig, axes = panels(1, 1, width, height + top + .02)
+    fig, axes = subplots(1, 1, width, height + top + .02)
     fig.set_layout_engine("none")
     all_in, all_up = width, fig.get_figheight()
     axes[0, 0].set_position((left / all_in, .02 / all_up, inner / all_in, height / all_up))
@@ -100,7 +100,7 @@ def confidence_bars(
     names, classes = list(frame[by].unique()), list(frame["class"].unique())
     rows = list(frame["image"].unique())
     shape = dict(width_ratios=[.8] + [1.6] * len(names))
-    fig, axes = panels(len(rows), 1 + len(names), width, height, **shape)
+    fig, axes = subplots(len(rows), 1 + len(names), width, height, **shape)
     for i, picture in enumerate(_to_rgb(images)):
         axes[i, 0].imshow(picture)
         axes[i, 0].axis("off")

@@ -9,7 +9,7 @@ __all__ = ['legend', 'curves', 'histogram_table', 'histograms', 'roc_table', 'ro
 import numpy as np
 
 from .figures import (
-    COLUMN, FULL, label, panels, series_style, SIDE_COLOURS, style)
+    COLUMN, FULL, label, series_style, SIDE_COLOURS, style, subplots)
 
 # %% ../../nbs/reproduction/49_panels.ipynb #1dbd3a5c
 def _facets(
@@ -25,7 +25,7 @@ def _facets(
     names = list(frame[panel].unique()) if panel else [None]
     n_cols = min(len(names), 4 if width > COLUMN else 2)
     n_rows = -(-len(names) // n_cols)
-    fig, axes = panels(n_rows, n_cols, width, height, sharex=True, sharey=share)
+    fig, axes = subplots(n_rows, n_cols, width, height, sharex=True, sharey=share)
     for ax in axes.flat[len(names):]: ax.remove()
     lowest = axes.flat[max(len(names) - n_cols, 0):len(names)]
     for ax in lowest: ax.xaxis.set_tick_params(labelbottom=True)
@@ -118,7 +118,7 @@ def histograms(
 ):
     "Overlaid histograms: a row per kind of outliers, a column per OOD set."
     rows, cols = frame.outliers.unique(), frame.ood.unique()
-    fig, axes = panels(len(rows), len(cols), width, height, sharex=True, sharey=True)
+    fig, axes = subplots(len(rows), len(cols), width, height, sharex=True, sharey=True)
     for i, outliers in enumerate(rows):
         axes[i, -1].annotate(label(outliers), (1.02, .5), xycoords="axes fraction",
                              rotation=270, va="center")
@@ -197,7 +197,7 @@ def heatmap(
     "Coloured cells with their numbers; missing ones stay empty."
     grid = frame.pivot(index=y, columns=x, values=value)
     grid = grid.reindex(index=frame[y].unique(), columns=frame[x].unique())
-    fig, axes = panels(1, 1, width, .7 + .28 * len(grid))
+    fig, axes = subplots(1, 1, width, .7 + .28 * len(grid))
     ax, numbers = axes[0, 0], grid.to_numpy(float)
     mesh = ax.pcolormesh(numbers, cmap="cividis", edgecolors="white", linewidth=.5)
     for i, j in np.argwhere(np.isfinite(numbers)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core.checks import UserError
 from ..core.storage import atomic_write
+from ..distillation.methods import find_method
 from ..evaluation.report import Report
 from ..evaluation.scores import ood_metrics
 from .run_store import Run, run_folder
@@ -25,12 +26,15 @@ def publish(
     "Copy a finished run into another store; its set only if all of it was distilled, not drawn."
     folder, names = run_folder(run.exp, to), list(_ALWAYS)
     if logits: names.append("logits.safetensors")
-    distilled_outliers = run.exp.distill_outliers or not run.exp.outliers_per_slot
-    if run.exp.method in ("dc", "dsa", "mtt") and distilled_outliers:
-        names.append("distilled.safetensors")
+    if _is_synthetic(run.exp): names.append("distilled.safetensors")
     for name in names:
         if (run.folder/name).exists(): atomic_write(folder/name, (run.folder/name).read_bytes())
     add_scores(run, folder)
+
+def _is_synthetic(exp):
+    "Was all of the set distilled, nothing just drawn from real images?"
+    if exp.method == "full" or not find_method(exp.method).iterates: return False
+    return exp.distill_outliers or not exp.outliers_per_slot
 
 # %% ../../nbs/reproduction/44_publishing.ipynb #45607509
 def add_scores(

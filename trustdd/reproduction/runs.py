@@ -6,14 +6,14 @@
 __all__ = ['compute', 'load_or_run', 'load_or_distill', 'needs_experts', 'run_all']
 
 # %% ../../nbs/reproduction/43_runs.ipynb #7c5b6142
-import json, shutil
+import itertools, json, shutil
 from pathlib import Path
 
 from ..core.checks import UserError
 from ..core.deadline import mark_progress, OutOfTime, StepTimer
 from ..core.distributed import (
     broadcast_from_rank0, is_main_process, main_process_first, shard, world_size)
-from ..core.experiment import check_same_experiment, Experiment, run_name, to_dict
+from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, runs_root
 from ..data.catalog import prepared
@@ -22,12 +22,13 @@ from ..data.poe import outlier_pool
 from ..networks.training import train
 from ..distillation.buffers import buffer_name
 from ..distillation.distillation import initial_state, provenance
-from ..distillation.gradient_matching import start
+from ..distillation.methods import find_method
 from ..evaluation.image_scores import scores_from_logits
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
 from .jobs import in_processes, processes, torch_threads
-from .run_store import claimed, is_finished, Run, run_folder, write_identity
+from .run_store import (
+    claimed, is_finished, listed, Run, run_folder, write_identity)
 from .sides import distill_by_sides, distill_with_state, has_sides
 from .validation import validate, validation_sets
 
@@ -37,7 +38,7 @@ def compute(
     folder:Path,        # where to
     runs:Path,          # the run store, which has experts and sides as well
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show bars
     every:float=30,     # seconds between checkpoints while distilling
 ):
@@ -54,7 +55,7 @@ def compute(
     seconds = dict(distilling=round(distilling, 1), training=round(_longest(nets), 1))
     if not broadcast_from_rank0(StepTimer().next()):
         done = f"{len(nets)} of {len(nets)} networks trained"
-        raise OutOfTime(f"{run_name(exp)}: {done}, to be judged")
+        raise OutOfTime(f"{run_name(exp)}: {done}, to be evaluated")
     logits = _logits(exp, dataset, nets, made, seconds, device, root)
     if is_main_process(): _keep_results(logits, folder)
 
@@ -109,21 +110,21 @@ def _found(exp, folder):
 
 # %% ../../nbs/reproduction/43_runs.ipynb #ea8ef382
 def _as_a_whole(exp, dataset, folder, runs, device, root, options):
-    "(set, losses, seconds); the baseline `random` has no losses."
+    "(set, losses, seconds); a method without iterations has no losses."
     checkpoint = folder/"checkpoint.safetensors"
-    def look(state):
+    def snapshot(state):
         if state.iteration in exp.watch:
             validate(exp, state, dataset, folder/"dynamics.jsonl", device, root)
     if 0 in exp.watch and not broadcast_from_rank0(checkpoint.exists()):
-        look(initial_state(exp, dataset, outlier_pool(exp, dataset, root)))
-    if exp.method == "mtt": options = dict(options, buffer=runs/buffer_name(exp, root))
-    syn, state = distill_with_state(exp, dataset, checkpoint, device, root, look, **options)
+        snapshot(initial_state(exp, dataset, outlier_pool(exp, dataset, root)))
+    if exp.method == "mtt": options["buffer"] = runs/buffer_name(exp, root)
+    syn, state = distill_with_state(exp, dataset, checkpoint, device, root, snapshot, **options)
     return syn, state.losses if state else [], state.seconds if state else 0
 
 # %% ../../nbs/reproduction/43_runs.ipynb #3d9712c8
 def _log(exp, losses, seconds):
     "One line an iteration; the last one with the seconds of all."
-    names = ("loss", "syn_lr") if exp.method == "mtt" else ("loss", "loss_outliers")
+    names = find_method(exp.method).logged
     lines = [dict(iteration=i + 1, **dict(zip(names, both))) for i, both in enumerate(losses)]
     lines[-1]["seconds"] = round(seconds, 1)
     return "".join(json.dumps(line) + "\n" for line in lines)
@@ -138,7 +139,7 @@ def load_or_run(
     exp:Experiment,     # what is wanted
     runs=None,          # the store's folder; `runs/` of the project if None
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show bars
     every:float=30,     # seconds between checkpoints while distilling
 ) -> Run:
@@ -146,7 +147,8 @@ def load_or_run(
     folder = run_folder(exp, runs)
     def finished(): return is_finished(exp, folder)
     if not broadcast_from_rank0(finished):
-        if not broadcast_from_rank0(StepTimer().next()): raise OutOfTime(f"{run_name(exp)}: not begun")
+        if not broadcast_from_rank0(StepTimer().next()):
+            raise OutOfTime(f"{run_name(exp)}: not begun")
         with main_process_first(): validation_sets(exp, _possible(exp, folder, device, root), root)
         with claimed(folder):
             broadcast_from_rank0(lambda: _begin(exp, folder))
@@ -154,8 +156,7 @@ def load_or_run(
                 compute(exp, folder, Path(runs or runs_root()), device, root, progress, every)
     return Run(exp, folder)
 
-def _begin(exp, folder):
-    "Write down what the folder is for, unless it has a whole run."
+def _begin(exp, folder): # says what it is for
     if not is_finished(exp, folder): write_identity(exp, folder)
 
 def _possible(exp, folder, device, root):
@@ -163,7 +164,7 @@ def _possible(exp, folder, device, root):
     pick_device(device)
     dataset = prepared(exp, root)
     if exp.method != "full" and not (folder/"distilled.safetensors").exists():
-        start(exp, dataset, outlier_pool(exp, dataset, root))
+        initial_state(exp, dataset, outlier_pool(exp, dataset, root))
     return dataset
 
 # %% ../../nbs/reproduction/43_runs.ipynb #8b6d3b99
@@ -171,13 +172,13 @@ def load_or_distill(
     exp:Experiment,     # what is wanted
     runs=None,          # the store's folder; `runs/` of the project if None
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show a bar
     every:float=30,     # seconds between checkpoints
 ) -> Run:
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
     if exp.method == "full":
-        raise UserError("method = 'full' distils no set; choose dc, dsa, mtt or random")
+        raise UserError("method = 'full' distils no set; choose another method")
     folder, store = run_folder(exp, runs), Path(runs or runs_root())
     dataset = _distillable(exp, folder, device, root)
     with claimed(folder):
@@ -197,7 +198,7 @@ def needs_experts(
     exp:Experiment,     # what is wanted
     runs=None,          # the store's folder
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
 ) -> bool:
     "Will `exp` need experts? Raises `UserError`, before any is trained, if the run cannot be made."
     folder = run_folder(exp, runs)
@@ -209,38 +210,41 @@ def needs_experts(
 
 # %% ../../nbs/reproduction/43_runs.ipynb #9e0a616c
 def run_all(
-    exps,               # the experiments wanted
+    wanted,             # experiments: a list, or a dictionary of lists
     runs=None,          # the store's folder
     workers:int=None,   # processes; $TRUSTDD_WORKERS or one for each core if None
     device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     progress:bool=True, # show a bar
-) -> list:
-    "The finished runs of all `exps`, in their order; missing ones are computed in parallel."
-    exps = list(exps)
+):
+    "The finished runs of all `wanted`, in the same form; missing ones are computed in parallel."
+    exps = listed(wanted)
     def is_missing(exp): return not is_finished(exp, run_folder(exp, runs))
     missing = broadcast_from_rank0(lambda: [e for e in dict.fromkeys(exps) if is_missing(e)])
     try: _compute_all(missing, runs, workers, device, root, progress)
     except OutOfTime as e:
         done = sum(not is_missing(m) for m in missing)
         raise OutOfTime(f"{done} of {len(missing)} runs finished; {e}") from None
-    return [load_or_run(e, runs, device, root) for e in exps]
+    found = [load_or_run(e, runs, device, root) for e in exps]
+    if not isinstance(wanted, dict): return found
+    rest = iter(found)
+    return {name: list(itertools.islice(rest, len(some))) for name, some in wanted.items()}
 
 # %% ../../nbs/reproduction/43_runs.ipynb #b4b9d1f3
 def _compute_all(missing, runs, workers, device, root, progress):
     "Compute the runs: one after another on a GPU, or where processes share each run."
     if not missing: return
-    workers = processes(len(missing), workers)
     if world_size() > 1 or pick_device(device).type != "cpu":
         for exp in missing: load_or_run(exp, runs, device, root, progress)
         return
     where = str(runs or runs_root()), root and str(root)
     tasks = [(to_dict(exp), *where) for exp in sorted(missing, key=_work, reverse=True)]
-    in_processes(_one, tasks, workers, "runs", progress)
+    in_processes(_one, tasks, processes(len(tasks), workers), "runs", progress)
 
 def _work(exp):
-    "How long a run takes, roughly."
-    return (exp.ipc + exp.outliers_per_slot) * exp.iterations * max(exp.outer, exp.syn_steps)
+    "How long distilling takes, roughly: pixels times steps; a method may have neither."
+    steps = getattr(exp, "outer", None) or getattr(exp, "syn_steps", 1)
+    return (exp.ipc + exp.outliers_per_slot) * getattr(exp, "iterations", 0) * steps
 
 def _one(config, runs, root):
-    load_or_run(Experiment(**config), runs, "cpu", root, progress=False)
+    load_or_run(from_dict(config), runs, "cpu", root, progress=False)
