@@ -165,7 +165,7 @@ def test_two_processes_are_killed_and_one_continues(ask, straight, tmp_path):
     begun = ask(EXP, store=tmp_path, processes=2, die=(MATCH, MATCHES + 5))
     assert begun == [KILLED, KILLED]
     checkpoint = tmp_path/run_name(EXP)/"checkpoint.safetensors"
-    assert load_checkpoint(checkpoint, EXP, "cpu")[0].iteration == 2  # it matches half of the classes
+    assert load_checkpoint(checkpoint, EXP, "cpu")[0].iteration == 2  # half of them are its own
     assert ask(EXP, store=tmp_path) == [0]
     assert same(tmp_path, straight)
 
