@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RandomSettings', 'RandomImages', 'CoresetSettings', 'KMeansImages', 'HerdingImages']
 
-# %% ../../nbs/distillation/28_coresets.ipynb #38226475
+# %% ../../nbs/distillation/28_coresets.ipynb #14b63819
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +16,8 @@ from ..core.experiment import Experiment, Settings
 from ..core.randomness import stream
 from ..data.dataset import Dataset
 from ..networks.training import train
-from .gradient_matching import MatchingState, start as start_from_images
 from .methods import Method, method
+from .starting_images import MatchingState, start as start_from_images
 
 # %% ../../nbs/distillation/28_coresets.ipynb #b9c16b60
 @dataclass(frozen=True)
