@@ -164,7 +164,7 @@ def _possible(exp, folder, device, root):
     pick_device(device)
     dataset = prepared(exp, root)
     if exp.method != "full" and not (folder/"distilled.safetensors").exists():
-        initial_state(exp, dataset, outlier_pool(exp, dataset, root))
+        find_method(exp.method).check(exp, dataset, outlier_pool(exp, dataset, root))
     return dataset
 
 # %% ../../nbs/reproduction/53_runs.ipynb #8b6d3b99
