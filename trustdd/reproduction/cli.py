@@ -145,7 +145,8 @@ def _from(module:str, names:str) -> dict:
     return {name.lower(): getattr(module, name) for name in names.split()}
 
 _COMMANDS = {
-    **_from("commands", "Distill Run Buffers Import Evaluate"), **_from("predict", "Reject Predict"),
+    **_from("commands", "Distill Run Buffers Import Evaluate"),
+    **_from("predict", "Reject Predict"),
     "paper": Paper, "gallery": Gallery, "explain": Explain, "list": List}
 # commands with the flags of an experiment, and which groups of them they leave out
 _EXPERIMENT = {"distill": (), "run": (), "buffers": (), "import": ("request", "data")}
