@@ -339,7 +339,7 @@ def test_distilled_set_of_another_run(refused, finished):
 @pytest.mark.parametrize("how", ["a text", "cut short", "foreign", "hollow", "another run's"])
 def test_broken_checkpoint(refused, finished, how):
     from trustdd.distillation.distillation import save_checkpoint
-    from trustdd.distillation.gradient_matching import start
+    from trustdd.distillation.starting_images import start
     exp, folder = Experiment(dataset="digits", **FIELDS), begun()
     state, file = start(exp, load_dataset("digits")), folder/"checkpoint.safetensors"
     save_checkpoint(state, exp if how != "another run's" else replace(exp, lam=0.9), file)

@@ -200,18 +200,30 @@ def test_same_bytes():
 
 
 def test_migration_renames_fields_and_leaves_tensors(tmp_path):
-    import torch
-    from safetensors.torch import load_file, save_file
-    config = {"opc": 1, "lr_lr": 0.1, "metric": "ours", "ood": []}
-    (tmp_path/"config.json").write_text(json.dumps(config))
-    (tmp_path/"ood.json").write_text(json.dumps([{"metric": "auroc"}]))
-    text = json.dumps({"format": 1, "provenance": {"experiment": config}})
-    save_file({"images": torch.arange(5)}, tmp_path/"d.safetensors", {"trustdd": text, "note": "opc"})
-    assert migrate_published.migrate(tmp_path) == 2 and migrate_published.migrate(tmp_path) == 0
-    now = json.loads((tmp_path/"config.json").read_text())
-    assert now == {"outliers_per_slot": 1, "lr_alpha": 0.1, "metric": "dc", "ood": []}
-    assert load_file(tmp_path/"d.safetensors")["images"].tolist() == [0, 1, 2, 3, 4]
-    assert b"outliers_per_slot" in (tmp_path/"d.safetensors").read_bytes()
+    from trustdd.core.experiment import Experiment, run_name, to_dict
+    exp = Experiment(preset="smoke", outliers="poe", outliers_per_slot=1)
+    before = to_dict(exp) | {"opc": 1, "metric": "ours", "lr_lr": 0, "syn_steps": 0}
+    del before["outliers_per_slot"]
+    folder = tmp_path/"smoke"/"digits"/"dsa-poe"/"ipc10"/"seed0-0"
+    other = folder/"networks"/"1"
+    other.mkdir(parents=True)
+    (folder/"config.json").write_text(json.dumps(before))
+    (folder/"distilled.safetensors").write_bytes(b"as it is")
+    lenet = before | {"model": "lenet", "changed_from": {"model": "convnet"}}
+    (other/"config.json").write_text(json.dumps(lenet))
+    costs = tmp_path/"costs"/"smoke"/"0.json"
+    costs.parent.mkdir(parents=True)
+    costs.write_text(json.dumps({"asked": {"experiments": [before], "iterations": 0}, "costs": []}))
+    assert migrate_published.migrate(tmp_path) == (3, 2)
+    assert migrate_published.migrate(tmp_path) == (0, 0)
+    now = tmp_path/run_name(exp)
+    assert json.loads((now/"config.json").read_text()) == to_dict(exp)
+    assert (now/"distilled.safetensors").read_bytes() == b"as it is"
+    changed = json.loads((now/"networks"/"1"/"config.json").read_text())
+    assert changed.pop("changed_from") == {"model": "convnet"}
+    assert changed == to_dict(exp) | {"model": "lenet"}
+    moved, = costs.parent.glob("*.json")
+    assert json.loads(moved.read_text())["asked"]["runs"] == [run_name(exp)]
 
 
 # --- making it

@@ -1,4 +1,4 @@
-"Every method is killed, shared and extended in the same way: distribution matching, the coresets, and those of other packages."
+"Methods are killed, resumed, shared and added: distribution matching, coresets, those of others."
 import itertools
 import json
 import os
@@ -128,11 +128,12 @@ def same(store, other, exp=EXP):
 # --- distribution matching: killed, shared among processes, out of bounds
 
 MATCH = "trustdd.distillation.distribution_matching.match_embeddings"
+SAVE = "trustdd.distillation.distillation.save_checkpoint"
 MOMENTS = {
     "in the first iteration": (MATCH, 3),
     "between images and outliers": (MATCH, MATCHES + 11),
     "in the last iteration": (MATCH, 3 * MATCHES + 5),
-    "between an iteration and its checkpoint": ("trustdd.distillation.distillation.save_checkpoint", 2),
+    "between an iteration and its checkpoint": (SAVE, 2),
     "before a checkpoint is renamed": ("os.replace", 3),
     "with the set there": ("trustdd.reproduction.runs.train", 1),
 }
@@ -164,7 +165,7 @@ def test_two_processes_are_killed_and_one_continues(ask, straight, tmp_path):
     begun = ask(EXP, store=tmp_path, processes=2, die=(MATCH, MATCHES + 5))
     assert begun == [KILLED, KILLED]
     checkpoint = tmp_path/run_name(EXP)/"checkpoint.safetensors"
-    assert load_checkpoint(checkpoint, EXP, "cpu")[0].iteration == 2  # half of the classes are its own
+    assert load_checkpoint(checkpoint, EXP, "cpu")[0].iteration == 2  # half of them are its own
     assert ask(EXP, store=tmp_path) == [0]
     assert same(tmp_path, straight)
 
@@ -183,8 +184,9 @@ def test_pixels_out_of_bounds_are_an_error_and_an_older_checkpoint_stays(tmp_pat
         distance, gradient = plain(*args)
         return distance, gradient * (1 if next(count) <= 2 * MATCHES else torch.nan)
     message = "pixels are no longer finite after iteration 3; try a smaller lr_img than 1.0"
-    with patch.object(dm, "match_embeddings", spoilt), pytest.raises(FloatingPointError, match=message):
-        distill(EXP, device="cpu", checkpoint=file, every=0, progress=False)
+    with patch.object(dm, "match_embeddings", spoilt):
+        with pytest.raises(FloatingPointError, match=message):
+            distill(EXP, device="cpu", checkpoint=file, every=0, progress=False)
     state, _ = load_checkpoint(file, EXP, "cpu")
     assert state.iteration == 2 and state.images.isfinite().all()
 
@@ -295,8 +297,8 @@ def package(tmp_path):
     words = "distill --dataset digits --preset smoke --ipc 1 --device cpu --runs".split()
     def run(source, *more):
         (folder/"their_methods.py").write_text(source)
-        return subprocess.run([sys.executable, "-m", "trustdd", *words, tmp_path/"runs", *more], env=env, cwd=ROOT,
-                              capture_output=True, text=True)
+        command = [sys.executable, "-m", "trustdd", *words, tmp_path/"runs", *more]
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     return run
 
 
@@ -330,7 +332,7 @@ def test_its_methods_are_then_unknown(package):
 
 @pytest.mark.parametrize("broken, said, status", [
     (("state.images /= 2", "state.pixels /= 2"), "'Halves' object has no attribute 'pixels'", 1),
-    (("state.images /= 2", "state.images /= 0"), "pixels are no longer finite after iteration 1", 1),
+    (("state.images /= 2", "state.images /= 0"), "are no longer finite after iteration 1", 1),
     (('@trustdd.method("halves")', '@trustdd.method("dsa")'), "'halves' is unknown", 2),
 ])
 def test_a_method_with_an_error_ends_in_one_line(package, broken, said, status):

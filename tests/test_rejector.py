@@ -370,3 +370,17 @@ def test_a_training_out_of_time_goes_on(files, shell):
     assert [status for status, *_ in calls] == [75] * (len(calls) - 1) + [0] and len(calls) > 2
     assert Path("m.safetensors").read_bytes() == Path("model.safetensors").read_bytes()
     assert not list(files.glob("*.training"))
+
+
+def test_a_folder_with_other_files_and_sideways_photos(files, shell, rejector):
+    (files/"scans"/"read.me").write_text("text")
+    photo, exif = Image.open("scans/d1.png"), Image.Exif()
+    exif[0x0112] = 8
+    photo.save("scans/turned.png", exif=exif)
+    status, said, errors = shell("predict", "model.safetensors", "scans", "--out", "answers.csv")
+    assert (status, errors) == (0, []) and any("1 .me" in line for line in said) and said[0].startswith("11 images")
+    table = pd.read_csv("answers.csv", dtype={"class": str}).set_index("file")
+    turned = load_dataset("digits").test_images[:1].rot90(1, (2, 3))
+    assert table.loc["scans/turned.png", "confidence"] == pytest.approx(rejector.predict(turned)["confidence"][0], abs=1e-6)
+    picture = Image.open("scans/turned.png")
+    assert rejector.predict(picture).equals(rejector.predict("scans/turned.png")) and picture.getexif()[0x0112] == 8

@@ -3,10 +3,9 @@ python tools/publish.py --scores [--to FOLDER] only adds scores.safetensors, mad
 import argparse, json, sys
 from pathlib import Path
 
-from trustdd.core.experiment import Experiment
 from trustdd.core.checks import UserError
 from trustdd.core.storage import atomic_write
-from trustdd.reproduction.run_store import Run
+from trustdd.reproduction.run_store import Run, stored_experiment
 from trustdd.reproduction.publishing import add_scores, publish
 from trustdd.reproduction.cross_architecture import publish_transfer
 
@@ -14,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGITS = ("fig01", "fig02", "fig13", "fig14", "fig16", "fig19", "tab08")  # the only ones drawn from logits; the others need reports and scores
 
 
-def run_in(folder): return Run(Experiment(**json.loads((folder/"config.json").read_text())), folder)
+def run_in(folder): return Run(stored_experiment(folder), folder)
 
 
 def publish_preset(preset, store, to):

@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 # `import trustdd` costs next to nothing.
 _HOME = {
     "core.checks": "UserError",
-    "core.experiment": "Experiment PRESETS",
+    "core.experiment": "Experiment PRESETS Settings",
     "core.randomness": "stream",
     "data.dataset": "Dataset from_tensors",
     "data.catalog": "load_dataset load_ood load_aux ood_suite",

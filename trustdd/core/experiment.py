@@ -44,9 +44,15 @@ def settings(
     "Decorate a `Settings` class to make it part of every experiment (of these methods)."
     check_choice("group", group, _GROUPS)
     def register(cls):
-        for key in methods or (group,): _registered[key] = cls
+        for key in methods or (group,):
+            if not _is_copy(cls, _registered.get(key)): _registered[key] = cls
         return cls
     return register
+
+def _is_copy(cls, known) -> bool:
+    "Is it a class of this package defined once more, as when its chapter is executed?"
+    if known is None or cls.__module__ != "__main__": return False
+    return known.__module__.startswith("trustdd.") and known.__name__ == cls.__name__
 
 # %% ../../nbs/core/06_experiment.ipynb #241bea7f
 _OWNERS = ("data.dataset", "data.augment", "data.poe", "networks.architectures",
