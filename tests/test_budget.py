@@ -198,11 +198,11 @@ def test_paper(tmp_path, capfd):
     out, err = capfd.readouterr()
     assert "fig02  not finished in time" in out and "fig03  not finished in time: not begun" in out and "FAILED" not in out
     assert "0 of 2 items made, 2 left; 0 of 2 runs finished" in err.splitlines()[-1], err
-    begun = list((tmp_path/"runs").rglob("checkpoint.safetensors"))
-    assert len(begun) == 1
+    begun, = (tmp_path/"runs"/"sides").rglob("checkpoint.safetensors") # of one side of the run
+    config, = (tmp_path/"runs").rglob("config.json")
     assert main(["paper", *words]) == 0
-    assert (tmp_path/"figures"/"fig02.csv").exists() and not begun[0].exists()
-    exp = Experiment(**json.loads(begun[0].with_name("config.json").read_text()))
+    assert (tmp_path/"figures"/"fig02.csv").exists() and not begun.exists()
+    exp = Experiment(**json.loads(config.read_text()))
     main_fields = [f"--{k.replace('_', '-')}={getattr(exp, k)}" for k in ("dataset", "method", "outliers", "ipc", "seed", "preset")]
     assert main(["run", *main_fields, "--device", "cpu", "--runs", str(tmp_path/"straight")]) == 0
     one, other = (load_or_run(exp, tmp_path/name) for name in ("runs", "straight"))

@@ -77,8 +77,8 @@ WRONG = [
     ("--batch-train 0", "batch_train 0"),
     ("--batch-syn -1", "batch_syn -1 0 or more"),
     ("--expert-seed -1", "expert_seed -1 0 or more"),
-    ("--lr-lr -1", "lr_alpha -1 0 or more"),
-    ("--lr-lr inf", "lr_alpha inf finite"),
+    ("--lr-alpha -1", "lr_alpha -1 0 or more"),
+    ("--lr-alpha inf", "lr_alpha inf finite"),
     ("--syn-lr nan", "syn_lr nan finite"),
     ("--syn-lr 0", "syn_lr 0 above 0"),
     ("--lr-teacher 0", "lr_teacher 0 above 0"),
@@ -131,7 +131,7 @@ def test_run_folder_of_another_configuration_is_noticed_before_experts_are_train
 
 # --- a run that goes astray
 
-@pytest.mark.parametrize("words, said", [("--lr-lr 6e-5", "step size negative lr_alpha 6e-05 syn_lr"), ("--lr-lr 1e9", "step size lr_alpha 1000000000.0"), ("--lr-img 1e39", "pixels finite lr_img 1e+39"),
+@pytest.mark.parametrize("words, said", [("--lr-alpha 6e-5", "step size negative lr_alpha 6e-05 syn_lr"), ("--lr-alpha 1e9", "step size lr_alpha 1000000000.0"), ("--lr-img 1e39", "pixels finite lr_img 1e+39"),
                                          ("--syn-lr 1e30", "parameters finite syn_lr 1e+30 syn_steps 3 lr_alpha")], ids=str)
 def test_diverging(fails, experts, words, said):
     "The checkpoint holds what was good, and asking again does not make anything of it."
@@ -332,7 +332,7 @@ def test_a_finished_run_does_without_its_experts(experts, capfd, monkeypatch):
 
 
 def test_evaluate_takes_the_learned_step_size(experts, capfd):
-    assert main(["distill", *SMALL, "--epochs", "6", "--lr-lr", "2e-5", "--out", "set.safetensors"]) == 0
+    assert main(["distill", *SMALL, "--epochs", "6", "--lr-alpha", "2e-5", "--out", "set.safetensors"]) == 0
     assert main(["evaluate", "set.safetensors", "--ood", "gaussian", "--out", "report", "--device", "cpu"]) == 0, capfd.readouterr().err
     syn = DistilledSet.load("set.safetensors")
     got, images = Logits.load("report/logits.safetensors").values["in"], load_dataset("digits").test_images
