@@ -41,6 +41,14 @@ def before(function, action):
 def note(file, line):
     with open(file, "a") as f: f.write(f"{line}\\n")
 
+ports = itertools.count(20000 + os.getpid() * 13 % 12000) # below those that the system hands out by itself
+
+def free_port():
+    for port in ports:
+        with socket.socket() as s:
+            try: s.bind(("127.0.0.1", port)); return port
+            except OSError: pass
+
 def child(r, store, exps=(), words=None, odd=(), die=None, notes=None):
     torch.set_num_threads(1)
     def deadly(n, *_):
@@ -66,7 +74,7 @@ def fork(r, n, port, log, group, environment, **request):
     finally: sys.stderr.flush(); os._exit(status)
 
 def group(processes, environment={}, **request):
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    port = free_port()
     pids = []
     for r in range(processes): pids.append(fork(r, processes, port, request["store"] + f".{r}.log", pids[0] if pids else 0, environment, **request))
     return pids

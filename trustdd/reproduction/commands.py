@@ -59,7 +59,7 @@ class Run(Stored):
         "Prints accuracy and AUROC, and where the run is."
         from trustdd.reproduction.cross_architecture import changed, transfer
         from trustdd.reproduction.estimate import estimate
-        from trustdd.reproduction.jobs import torch_threads
+        from trustdd.networks.compute import torch_threads
         from trustdd.reproduction.runs import load_or_run
         if self.threads < 1: raise UserError(f"--threads {self.threads} must be 1 or more")
         changes = _changes(self.networks)

@@ -24,7 +24,8 @@ from ..networks.training import train
 from ..evaluation.image_scores import scores_from_logits
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
-from .jobs import in_processes, processes, torch_threads
+from ..networks.compute import torch_threads
+from .jobs import in_processes, processes
 from .run_store import Run
 from .validation import validation_sets
 

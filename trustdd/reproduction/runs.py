@@ -26,7 +26,8 @@ from ..distillation.methods import find_method
 from ..evaluation.image_scores import scores_from_logits
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
-from .jobs import in_processes, processes, torch_threads
+from ..networks.compute import torch_threads
+from .jobs import in_processes, processes
 from .run_store import (
     claimed, is_finished, listed, Run, run_folder, write_identity)
 from .sides import distill_by_sides, distill_with_state, has_sides

@@ -22,7 +22,7 @@ from ..data.distilled_set import DistilledSet
 from ..data.poe import aux_source, FOUR, outlier_pool
 from ..distillation.distillation import distill, load_checkpoint, to_distilled_set
 from ..distillation.starting_images import MatchingState, start
-from .jobs import torch_threads
+from ..networks.compute import torch_threads
 from .run_store import (
     check_identity, claimed, identity, in_use, Run, stored_experiment)
 
