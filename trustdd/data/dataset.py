@@ -75,8 +75,9 @@ class Dataset:
 
     def __repr__(self):
         whitened = ", whitened" if self.zca is not None else ""
+        shape = "x".join(map(str, self.shape))
         return (f"Dataset({self.name}: {len(self.images):,} training and {len(self.test_images):,} "
-                f"test images of {'x'.join(map(str, self.shape))}, {self.n_classes} classes{whitened})")
+                f"test images of {shape}, {self.n_classes} classes{whitened})")
 
     @cached_property
     def _members(self):

@@ -225,7 +225,7 @@ class Listing(NamedTuple):
     @property
     def note(self) -> str:
         "How many files are no images, and of what kinds, in brackets; empty if there are none."
-        kinds, n = sorted((-k, kind) for kind, k in self.skipped.items()), sum(self.skipped.values())
+        n, kinds = sum(self.skipped.values()), sorted((-k, x) for x, k in self.skipped.items())
         words = [f"{-k:,} {kind}" for k, kind in kinds[:4]]
         if len(kinds) > 4: words.append(f"{-sum(k for k, _ in kinds[4:]):,} of other kinds")
         return f" ({n:,} file{'s' * (n > 1)} skipped: {', '.join(words)})" if n else ""

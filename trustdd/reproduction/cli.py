@@ -8,6 +8,7 @@ __all__ = ['LATE', 'Paper', 'Gallery', 'Explain', 'List', 'main']
 # %% ../../nbs/reproduction/73_cli.ipynb #83997e5f
 import json, os, shlex, sys
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from tyro import MISSING
@@ -20,10 +21,8 @@ from ..core.distributed import (
     local_device, log_once, only_main_process_prints, process_group, world_size)
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
-from .commands import (
-    Buffers, Command, Distill, Evaluate, FileName, Import, Run)
-from .flags import check_flags, given, parse, with_experiment
-from .predict import Predict, Reject
+from .flags import (
+    Command, FileName, check_flags, given, parse, with_experiment)
 
 # %% ../../nbs/reproduction/73_cli.ipynb #d3efb387
 @dataclass(frozen=True)
@@ -140,9 +139,15 @@ class List(Command):
 
 # %% ../../nbs/reproduction/73_cli.ipynb #2d9c4c2d
 LATE = 75 # EX_TEMPFAIL of sysexits.h
-_COMMANDS = {"distill": Distill, "run": Run, "buffers": Buffers, "import": Import,
-             "evaluate": Evaluate, "reject": Reject, "predict": Predict, "paper": Paper,
-             "gallery": Gallery, "explain": Explain, "list": List}
+def _from(module:str, names:str) -> dict:
+    "Commands of another chapter by their names, which this one need not import to say its own."
+    module = import_module(f"trustdd.reproduction.{module}")
+    return {name.lower(): getattr(module, name) for name in names.split()}
+
+_COMMANDS = {
+    **_from("commands", "Distill Run Buffers Import Evaluate"),
+    **_from("predict", "Reject Predict"),
+    "paper": Paper, "gallery": Gallery, "explain": Explain, "list": List}
 # commands with the flags of an experiment, and which groups of them they leave out
 _EXPERIMENT = {"distill": (), "run": (), "buffers": (), "import": ("request", "data")}
 _SHARED = ("distill", "run", "buffers", "evaluate") # several processes can share these
