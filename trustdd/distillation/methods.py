@@ -100,7 +100,8 @@ def _load_plugin(plugin):
     try: plugin.load()
     except Exception as e:
         what = " ".join(f"{type(e).__name__}: {e}".split())
-        warnings.warn(f"the methods of {plugin.value} cannot be loaded: {what}")
+        said = f"the methods of {plugin.value} cannot be loaded: {what}"
+        warnings.warn_explicit(said, UserWarning, plugin.value, 0) # of no line of this module
 
 # %% ../../nbs/distillation/26_methods.ipynb #a359bb09
 def find_method(
