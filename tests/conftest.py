@@ -45,7 +45,7 @@ def content(folder):
 @pytest.fixture
 def one_commit(monkeypatch):
     "What a file says about its making stays the same if somebody commits during the tests; on one thread."
-    monkeypatch.setattr("trustdd.distillation.commit", lambda: "a commit")
+    monkeypatch.setattr("trustdd.distillation.distillation.commit", lambda: "a commit")
     with one_thread(): yield
 
 

@@ -276,7 +276,7 @@ def test_a_method_of_ones_own_is_stopped_and_resumed(halves, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    (dict(iterations=3, outer=2), "outer with method = 'halves': it belongs to dc, dsa"),
+    (dict(iterations=3, outer=2), "outer = 2 with method = 'halves': it belongs to dc, dsa"),
     (dict(loops=2), "field = 'loops' is unknown"),
 ])
 def test_its_fields_are_checked_like_all_others(halves, wrong, said):

@@ -133,7 +133,7 @@ def _filled(main:dict, given:dict) -> dict:
     known = dict(main)
     for held in [given.pop(g) for g in _GROUPS if g in given]: # from dataclasses.replace
         known |= {f.name: getattr(held, f.name) for f in fields(held) if f.name in owners}
-    for k in given: check_field(k, main["method"])
+    for k, v in given.items(): check_field(k, main["method"], v)
     known |= {k: v for k, v in given.items() if v is not None}
     for cls in classes.values():
         plain = {f.name: f.default for f in fields(cls) if f.default is not None}
@@ -148,12 +148,14 @@ def field_names(method:str="dsa") -> tuple[str, ...]:
 def check_field(
     name:str,   # of a field
     method:str, # of the experiment
+    value=None, # that was given for it
 ):
     "Raise `UserError` for a field that no experiment has, or one that belongs to other methods."
     if name in field_names(method): return
     others = [m for m in methods() if name in {f.name for f in fields(_registered[m])}]
     if not others: check_choice("field", name, field_names(method))
-    raise UserError(f"{name} with method = {method!r}: it belongs to {', '.join(others)}")
+    said = name if value is None else f"{name} = {value!r}"
+    raise UserError(f"{said} with method = {method!r}: it belongs to {', '.join(others)}")
 
 # %% ../../nbs/core/06_experiment.ipynb #3d86331b
 def to_dict(exp:Experiment) -> dict:

@@ -174,6 +174,8 @@ def main(
 def _run(words, used) -> int:
     "Run the command, `used` seconds after it was typed."
     commands, name = dict(_COMMANDS), words[0] if words else ""
+    if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):
+        words = [*words, "--method", "mtt"] # the only method with experts
     if name in _EXPERIMENT:
         check_flags(_COMMANDS[name], words)
         commands[name] = with_experiment(_COMMANDS[name], words, _EXPERIMENT[name])

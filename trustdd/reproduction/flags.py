@@ -160,4 +160,4 @@ def check_flags(command, words):
     method = check_choice("method", typed.get("method", "dsa"), methods())
     known = {name for m in methods() for name in field_names(m)}
     for name in typed:
-        if name in known - own: check_field(name, method)
+        if name in known - own: check_field(name, method, typed[name])
