@@ -19,6 +19,7 @@ from ..core.storage import atomic_write, runs_root
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
 from ..data.poe import outlier_pool
+from ..networks.compute import torch_threads
 from ..networks.training import train
 from ..distillation.buffers import buffer_name
 from ..distillation.distillation import initial_state, provenance
@@ -26,7 +27,6 @@ from ..distillation.methods import find_method
 from ..evaluation.image_scores import scores_from_logits
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
-from ..networks.compute import torch_threads
 from .jobs import in_processes, processes
 from .run_store import (
     claimed, is_finished, listed, Run, run_folder, write_identity)
@@ -86,8 +86,8 @@ def _keep_results(logits, folder):
 # %% ../../nbs/reproduction/53_runs.ipynb #e0977322
 def _distilled(exp, dataset, folder, runs, device, root, **options):
     "The distilled set of `exp`, made or found, and the seconds that its iterations took."
-    log, file, checkpoint = (
-        folder/name for name in ("log.jsonl", "distilled.safetensors", "checkpoint.safetensors"))
+    names = ("log.jsonl", "distilled.safetensors", "checkpoint.safetensors")
+    log, file, checkpoint = (folder/name for name in names)
     if broadcast_from_rank0(file.exists()):
         return broadcast_from_rank0(lambda: (_found(exp, folder), _seconds(log)))
     if has_sides(exp) and not broadcast_from_rank0(checkpoint.exists()):
@@ -103,8 +103,7 @@ def _distilled(exp, dataset, folder, runs, device, root, **options):
 
 def _found(exp, folder):
     "The stored set, if it is that of `exp`; a checkpoint that outlived it is removed."
-    file = folder/"distilled.safetensors"
-    syn = DistilledSet.load(file)
+    syn = DistilledSet.load(file := folder/"distilled.safetensors")
     check_same_experiment(exp, syn.provenance.get("experiment", {}), file)
     (folder/"checkpoint.safetensors").unlink(missing_ok=True)
     return syn
