@@ -22,7 +22,7 @@ from ..data.poe import outlier_pool
 from ..networks.compute import torch_threads
 from ..networks.training import train
 from ..distillation.buffers import buffer_name
-from ..distillation.distillation import initial_state, provenance
+from ..distillation.distillation import check_distillable, initial_state, provenance
 from ..distillation.methods import find_method
 from ..evaluation.image_scores import scores_from_logits
 from ..evaluation.logits import collect_logits
@@ -177,8 +177,7 @@ def load_or_distill(
     every:float=30,     # seconds between checkpoints
 ) -> Run:
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
-    if exp.method == "full":
-        raise UserError("method = 'full' distils no set; choose another method")
+    check_distillable(exp)
     folder, store = run_folder(exp, runs), Path(runs or runs_root())
     dataset = _distillable(exp, folder, device, root)
     with claimed(folder):
