@@ -27,7 +27,8 @@ from importlib import import_module
 import trustdd.distillation.distillation, trustdd.reproduction.cli, trustdd.reproduction.cross_architecture, trustdd.reproduction.runs
 from trustdd.core.distributed import is_main_process, process_group
 from trustdd.core.experiment import Experiment
-from trustdd.data.catalog import default_aux, load_aux, load_dataset, load_ood
+from trustdd.data.catalog import load_aux, load_dataset, load_ood
+from trustdd.data.suites import default_aux
 
 def before(function, action):
     module, name = function.rsplit(".", 1)

@@ -29,7 +29,8 @@ import itertools, json, os, signal, sys, time, torch
 from importlib import import_module
 import trustdd.distillation.buffers, trustdd.distillation.distillation, trustdd.reproduction.runs
 from trustdd.core.experiment import Experiment
-from trustdd.data.catalog import default_aux, load_aux, load_dataset, load_ood
+from trustdd.data.catalog import load_aux, load_dataset, load_ood
+from trustdd.data.suites import default_aux
 
 def deadly(holder, name, number, pause=0, torn=False):
     function, count = getattr(holder, name), itertools.count(1)

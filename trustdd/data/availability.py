@@ -6,8 +6,9 @@
 __all__ = ['have', 'how_to_get', 'within_reach']
 
 # %% ../../nbs/data/13_availability.ipynb #ed9f8e8c
-from .catalog import default_aux, ood_suite
-from .sources import AUX, DOWNLOADS, EMBEDDED, find_folder, resolve_name
+from .names import by_hand, DOWNLOADS, EMBEDDED, resolve_name, SELECTIONS
+from .sources import find_folder
+from .suites import default_aux, ood_suite
 
 # %% ../../nbs/data/13_availability.ipynb #2fcd7ea3
 def have(
@@ -16,7 +17,7 @@ def have(
 ) -> bool:
     "Can the set be loaded without a download? Raises `UserError` for a path that does not exist."
     name, root, _ = resolve_name(name, root)
-    name = AUX.get(name, (name,))[0]
+    if name in SELECTIONS: name = SELECTIONS[name].dataset
     if name in EMBEDDED: return True
     return find_folder(name, root)[0] is not None or any((root/".download"/name).glob("*"))
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..core.checks import check_choice, check_int, name_tuple, UserError
 from ..core.experiment import Experiment, Settings, settings
 from ..core.randomness import stream, to_device
-from .catalog import default_aux, load_aux, outside_source
+from .catalog import load_aux, outside_source
+from .suites import default_aux
 
 # %% ../../nbs/data/15_poe.ipynb #9b161cc3
 def _exchange(x, dim):

@@ -15,7 +15,7 @@ from ..core.distributed import broadcast_from_rank0
 from ..core.experiment import Experiment, Settings
 from ..core.randomness import stream
 from ..core.storage import runs_root
-from ..data.sources import IMAGENET_SUBSETS
+from ..data.names import IMAGENET_SUBSETS
 from ..networks.architectures import from_experiment
 from .buffers import buffer_name, make_buffer
 from .methods import Method, method

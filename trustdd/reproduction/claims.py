@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.checks import UserError
-from ..data.catalog import default_aux
+from ..data.suites import default_aux
 from ..evaluation.bootstrap import (
     paired_difference, paired_differences, parse_statistic, signed)
 from ..evaluation.report import mean_std

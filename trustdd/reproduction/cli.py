@@ -122,7 +122,7 @@ class List(Command):
 
     def run(self, fields) -> int:
         "One line each."
-        from trustdd.data.sources import known
+        from trustdd.data.names import known
         from trustdd.distillation.buffers import stored_buffers
         from trustdd.reproduction.run_store import stored
         if self.data:

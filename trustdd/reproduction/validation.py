@@ -12,9 +12,9 @@ from pathlib import Path
 from ..core.distributed import broadcast_from_rank0, is_main_process
 from ..core.experiment import Experiment
 from ..core.storage import atomic_write
-from ..data.catalog import default_aux
 from ..data.dataset import Dataset
 from ..data.poe import aux_images
+from ..data.suites import default_aux
 from ..networks.training import train
 from ..distillation.distillation import to_distilled_set
 from ..evaluation.evaluation import load_ood_sets
