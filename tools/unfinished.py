@@ -14,7 +14,7 @@ from trustdd.core.checks import UserError, check_choice
 from trustdd.core.storage import atomic_write
 
 KEPT = Path(__file__).resolve().parent.parent/"published"/"unfinished"
-FILES = ("config.json", "checkpoint.safetensors")
+FILES = ("config.json", "images.json", "checkpoint.safetensors")
 DONE = ("distilled.safetensors", "side.safetensors")
 
 

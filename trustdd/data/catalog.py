@@ -101,7 +101,7 @@ def image_stamp(
 ) -> str:
     "A fingerprint of the files behind a folder or tree, else \"\"; `UserError` for a wrong path."
     name, root, _ = resolve_name(name, root)
-    return _stamp(name, root)
+    return _stamp(SELECTIONS[name].dataset if name in SELECTIONS else name, root)
 
 # %% ../../nbs/data/12_catalog.ipynb #8d1c416e
 def load_dataset(

@@ -16,6 +16,7 @@ from ..core.checks import check_choice, check_int, name_tuple, UserError
 from ..core.experiment import Experiment, Settings, settings
 from ..core.randomness import stream, to_device
 from .catalog import load_aux, outside_source
+from .overlap import check_apart
 from .suites import default_aux
 
 # %% ../../nbs/data/15_poe.ipynb #9b161cc3
@@ -215,7 +216,9 @@ def aux_images(
     held:bool=False,    # those held back, instead of those to learn from
 ) -> Tensor:
     "Auxiliary images of `exp`, uint8 (n, C, H, W), without those that `exp.holdout` keeps apart."
-    images = load_aux(exp.aux or default_aux(dataset.name), dataset.shape, root)
+    name = exp.aux or default_aux(dataset.name)
+    images = load_aux(name, dataset.shape, root)
+    check_apart(name, images, dataset.name, dataset.images, dataset.test_images)
     if not exp.holdout: return images
     order = torch.randperm(len(images), generator=stream(0, "aux-holdout")) # the same for all seeds
     n = max(1, round(exp.holdout * len(images)))

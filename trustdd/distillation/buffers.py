@@ -6,7 +6,7 @@
 __all__ = ['buffer_name', 'missing_experts', 'make_buffer', 'Buffer', 'stored_buffers', 'experts_out_of_time']
 
 # %% ../../nbs/distillation/33_buffers.ipynb #2a7d5f4f
-import json, os, shutil, time
+import json, shutil, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,9 @@ from ..core.distributed import is_main_process, stop_together
 from ..core.experiment import data_name, Experiment, to_dict
 from ..core.randomness import stream
 from ..core.storage import atomic_write, digest, writable
-from ..data.catalog import image_stamp, prepared
+from ..data.catalog import prepared
+from ..data.identity import image_identities
+from ..data.suites import default_aux
 from ..data.dataset import Dataset
 from ..data.poe import outlier_pool
 from ..networks.architectures import from_experiment
@@ -43,13 +45,13 @@ _WITH = {"none": (), "oe": ("lam", "aux"), "poe": ("lam", "corruptions")}
 
 # %% ../../nbs/distillation/33_buffers.ipynb #b314794d
 def _expert_fields(exp:Experiment, root=None) -> dict:
-    "The fields that decide what the experts are, and for a folder of images its fingerprint."
+    "The fields that decide what the experts are, and what their images are known by."
     if exp.method != "mtt":
         raise UserError(f"method = {exp.method!r} needs no experts; they are for mtt")
     names = (*_ALWAYS, *_WITH[exp.outliers])
     chosen = {k: v for k, v in to_dict(exp).items() if k in names}
-    if os.sep in exp.dataset: chosen["images"] = image_stamp(exp.dataset, root)
-    return chosen
+    aux = exp.aux or default_aux(exp.dataset) if exp.outliers == "oe" else ""
+    return chosen | dict(images=image_identities(exp.dataset, aux, (), root))
 
 # %% ../../nbs/distillation/33_buffers.ipynb #7d65153c
 def buffer_name(

@@ -25,6 +25,7 @@ from ..core.storage import commit, data_root, read_safetensors, write_safetensor
 from ..data.catalog import prepared
 from ..data.dataset import Dataset
 from ..data.distilled_set import DistilledSet
+from ..data.identity import identity_of
 from ..data.poe import aux_source, outlier_pool
 from ..networks.compute import arithmetic, keep_memory, precision, torch_threads
 from .methods import find_method
@@ -41,11 +42,11 @@ def provenance(
     dataset:Dataset,    # of which images
     device,             # where
 ) -> dict:
-    "What made a result: experiment, data, commit, device, threads and versions."
+    "What made a result: experiment, data (and a hash of it), commit, device, threads, versions."
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else platform.machine()
     return dict(
-        experiment=to_dict(exp), data=dataset.source, commit=commit(),
+        experiment=to_dict(exp), data=dataset.source, images=identity_of(dataset), commit=commit(),
         device=f"{kind} ({name})", threads=torch.get_num_threads(),
         trustdd=trustdd.__version__, torch=torch.__version__, **_rounding(device))
 

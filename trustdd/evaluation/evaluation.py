@@ -18,6 +18,8 @@ from ..core.experiment import settings, Settings
 from ..core.randomness import stream
 from ..data.availability import have
 from ..data.catalog import load_dataset, load_ood, outside_source, prepared
+from ..data.identity import identity_of
+from ..data.overlap import image_hashes, overlap
 from ..data.poe import corrupt, CORRUPTION_NAMES
 from ..data.names import by_hand
 from ..data.suites import ood_suite, SUITES
@@ -104,6 +106,25 @@ def ood_names(
                         "cifar10 and cifar100")
     return tuple(n for n in of_suite if have(n, root) or not by_hand(n))
 
+# %% ../../nbs/evaluation/43_evaluation.ipynb #ad52d3f2
+_SAME = 0.5 # fraction of the smaller set from which on two sets are one
+
+def _check_overlap(images, sources, dataset):
+    "Raise `UserError` for sets that are one; note in `sources` what is shared in part."
+    own = [x for x in (getattr(dataset, "images", None), dataset.test_images) if x is not None]
+    seen = {dataset.name: image_hashes(*own)}
+    for name, x in images.items():
+        if name.startswith("corrupted-"): continue
+        mine = image_hashes(x)
+        for other, theirs in seen.items():
+            n, share = overlap(mine, theirs)
+            if share >= _SAME:
+                raise UserError(f"ood = {name!r}: {n:,} of its images are those of {other!r}, "
+                                + ("the in-distribution data set" if other == dataset.name else
+                                   "which is tested already") + "; choose another")
+            if n: sources[name] += f"; {n:,} of them are also in {other}"
+        seen[name] = mine
+
 # %% ../../nbs/evaluation/43_evaluation.ipynb #e133e2f9
 def load_ood_sets(
     ood,        # names, a suite, or a dictionary name -> uint8 images; the usual ones if empty
@@ -111,9 +132,8 @@ def load_ood_sets(
     root=None,  # where the data sets are
 ) -> tuple:
     "(name -> uint8 images, name -> source); `UserError` if one is unknown, or the data set itself."
-    if isinstance(ood, dict): return ood, {}
-    names = ood_names(ood, dataset.name, root)
-    images, sources = {}, {}
+    images, sources = (ood, dict.fromkeys(ood, "")) if isinstance(ood, dict) else ({}, {})
+    names = () if images else ood_names(ood, dataset.name, root)
     for name in names:
         if name.startswith("corrupted-"):
             images[name] = _corrupted(name, dataset)
@@ -122,18 +142,26 @@ def load_ood_sets(
         else:
             images[name] = load_ood(name, dataset.shape, root)
             sources[name] = outside_source(name, dataset.shape, root)
+    _check_overlap(images, sources, dataset)
     return images, sources
 
 # %% ../../nbs/evaluation/43_evaluation.ipynb #39d030c2
-def _eval_dataset(dataset, exp, root):
+def _own_dataset(own, made_of, root):
+    "The data set that a distilled set names; `UserError` if its images are others by now."
+    dataset = prepared(own, root)
+    if made_of in (None, identity_of(dataset)): return dataset
+    raise UserError(f"the distilled set was made of other images than {own.dataset} has here; "
+                    f"to evaluate it on these all the same, say so: dataset = {own.dataset!r}")
+
+def _eval_dataset(dataset, exp, made_of, root):
     "The experiment's own data set, another by name (whitened as the experiment's), or `dataset`."
     if dataset is not None and not isinstance(dataset, (str, Path)): return dataset
     if dataset is None and "dataset" not in exp:
         raise UserError("dataset = None, and the distilled set names none; give one")
     own = SimpleNamespace(dataset=exp.get("dataset", dataset), holdout=exp.get("holdout", 0),
                           zca=exp.get("zca", False))
-    asks_for_own = dataset is None or not own.holdout and str(dataset) == str(own.dataset)
-    if asks_for_own: return prepared(own, root)
+    if dataset is None: return _own_dataset(own, made_of, root)
+    if not own.holdout and str(dataset) == str(own.dataset): return prepared(own, root)
     given = load_dataset(str(dataset), root)
     if not own.zca: return given
     source = f"{given.source}; pixels are ZCA-whitened as those of the distilled set"
@@ -167,7 +195,7 @@ def resolve_eval_data(
 ) -> tuple:
     "(data set, name -> OOD images, name -> source) of `evaluate`; `UserError` if they do not fit."
     exp = syn.provenance.get("experiment", {})
-    dataset = _eval_dataset(dataset, exp, root)
+    dataset = _eval_dataset(dataset, exp, syn.provenance.get("images"), root)
     _check_fit(syn, dataset)
     return dataset, *load_ood_sets(ood or exp.get("ood"), dataset, root)
 

@@ -115,8 +115,8 @@ def _side(exp, side, dataset, runs, device, root, timed):
     "The stage of one side."
     name, alone = f"distilling {side}", side_experiment(exp, side)
     n = exp.iterations
-    if stored_side(exp, side, runs): return Stage(name, n, "iterations", n)
-    done = _checkpointed(side_folder(exp, side, runs)/"checkpoint.safetensors", alone)
+    if stored_side(exp, side, runs, root): return Stage(name, n, "iterations", n)
+    done = _checkpointed(side_folder(exp, side, runs, root)/"checkpoint.safetensors", alone)
     return Stage(name, n, "iterations", done,
                  *_timed_iterations(alone, dataset, device, root, timed, sides=(side,)))
 
@@ -148,7 +148,7 @@ def estimate(
 ) -> Estimate:
     "Time a few iterations and epochs of a run, and multiply; writes nothing into the store."
     runs, device = Path(runs or runs_root()), pick_device(device)
-    folder = run_folder(exp, runs)
+    folder = run_folder(exp, runs, root)
     if is_finished(exp, folder): return Estimate(exp, True, (), 0)
     dataset = prepared(exp, root)
     stages = _distilling(exp, dataset, folder, runs, device, root, timed)

@@ -13,10 +13,10 @@ from ..core.storage import atomic_write
 from ..distillation.methods import find_method
 from ..evaluation.report import Report
 from ..evaluation.scores import ood_metrics
-from .run_store import Run, run_folder
+from .run_store import Run
 
 # %% ../../nbs/reproduction/54_publishing.ipynb #45a2020b
-_ALWAYS = ("config.json", "report.json", "ood.csv", "log.jsonl", "dynamics.jsonl")
+_ALWAYS = ("config.json", "images.json", "report.json", "ood.csv", "log.jsonl", "dynamics.jsonl")
 
 def publish(
     run:Run,            # a finished run
@@ -24,7 +24,7 @@ def publish(
     logits:bool=False,  # copy the logits too
 ):
     "Copy a finished run into another store; its set only if all of it was distilled, not drawn."
-    folder, names = run_folder(run.exp, to), list(_ALWAYS)
+    folder, names = Path(to, *run.folder.parts[-5:]), list(_ALWAYS)
     if logits: names.append("logits.safetensors")
     if _is_synthetic(run.exp): names.append("distilled.safetensors")
     for name in names:

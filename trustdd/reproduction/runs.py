@@ -18,6 +18,7 @@ from ..core.randomness import pick_device
 from ..core.storage import atomic_write, runs_root
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
+from ..data.identity import listed_once
 from ..data.poe import outlier_pool
 from ..networks.compute import torch_threads
 from ..networks.training import train
@@ -29,7 +30,7 @@ from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
 from .jobs import in_processes, processes
 from .run_store import (
-    claimed, is_finished, listed, Run, run_folder, write_identity)
+    begin, claimed, is_finished, listed, reuse_distilled, Run, run_folder)
 from .sides import distill_by_sides, distill_with_state, has_sides
 from .validation import validate, validation_sets
 
@@ -88,6 +89,7 @@ def _distilled(exp, dataset, folder, runs, device, root, **options):
     "The distilled set of `exp`, made or found, and the seconds that its iterations took."
     names = ("log.jsonl", "distilled.safetensors", "checkpoint.safetensors")
     log, file, checkpoint = (folder/name for name in names)
+    broadcast_from_rank0(lambda: reuse_distilled(exp, folder, root))
     if broadcast_from_rank0(file.exists()):
         return broadcast_from_rank0(lambda: (_found(exp, folder), _seconds(log)))
     if has_sides(exp) and not broadcast_from_rank0(checkpoint.exists()):
@@ -144,20 +146,17 @@ def load_or_run(
     every:float=30,     # seconds between checkpoints while distilling
 ) -> Run:
     "The finished run of `exp`, computed if it is not stored; `UserError` if another is there."
-    folder = run_folder(exp, runs)
+    folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     def finished(): return is_finished(exp, folder)
     if not broadcast_from_rank0(finished):
-        if not broadcast_from_rank0(StepTimer().next()):
-            raise OutOfTime(f"{run_name(exp)}: not begun")
+        in_time = broadcast_from_rank0(StepTimer().next())
+        if not in_time: raise OutOfTime(f"{run_name(exp)}: not begun")
         with main_process_first(): validation_sets(exp, _possible(exp, folder, device, root), root)
         with claimed(folder):
-            broadcast_from_rank0(lambda: _begin(exp, folder))
+            broadcast_from_rank0(lambda: begin(exp, folder, root))
             if not broadcast_from_rank0(finished):
                 compute(exp, folder, Path(runs or runs_root()), device, root, progress, every)
     return Run(exp, folder)
-
-def _begin(exp, folder): # says what it is for
-    if not is_finished(exp, folder): write_identity(exp, folder)
 
 def _possible(exp, folder, device, root):
     "The data set; `UserError` if it, the device, the outliers or enough images are missing."
@@ -178,10 +177,11 @@ def load_or_distill(
 ) -> Run:
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
     check_distillable(exp)
-    folder, store = run_folder(exp, runs), Path(runs or runs_root())
+    folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     dataset = _distillable(exp, folder, device, root)
     with claimed(folder):
-        broadcast_from_rank0(lambda: _begin(exp, folder))
+        broadcast_from_rank0(lambda: begin(exp, folder, root))
+        store = Path(runs or runs_root())
         _distilled(exp, dataset, folder, store, device, root, every=every, progress=progress)
     return Run(exp, folder)
 
@@ -200,7 +200,7 @@ def needs_experts(
     root=None,          # where data sets are
 ) -> bool:
     "Will `exp` need experts? Raises `UserError`, before any is trained, if the run cannot be made."
-    folder = run_folder(exp, runs)
+    folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     _distillable(exp, folder, device, root)
     def needed():
         if is_finished(exp, folder) or exp.method != "mtt": return False
@@ -218,13 +218,15 @@ def run_all(
 ):
     "The finished runs of all `wanted`, in the same form; missing ones are computed in parallel."
     exps = listed(wanted)
-    def is_missing(exp): return not is_finished(exp, run_folder(exp, runs))
-    missing = broadcast_from_rank0(lambda: [e for e in dict.fromkeys(exps) if is_missing(e)])
+    def is_missing(exp): return not is_finished(exp, run_folder(exp, runs, root))
+    def find_missing():
+        with listed_once(): return [e for e in dict.fromkeys(exps) if is_missing(e)]
+    missing = broadcast_from_rank0(find_missing)
     try: _compute_all(missing, runs, workers, device, root, progress)
     except OutOfTime as e:
         done = sum(not is_missing(m) for m in missing)
         raise OutOfTime(f"{done} of {len(missing)} runs finished; {e}") from None
-    found = [load_or_run(e, runs, device, root) for e in exps]
+    with listed_once(): found = [load_or_run(e, runs, device, root) for e in exps]
     if not isinstance(wanted, dict): return found
     rest = iter(found)
     return {name: list(itertools.islice(rest, len(some))) for name, some in wanted.items()}

@@ -24,7 +24,7 @@ from ..distillation.distillation import distill, load_checkpoint, to_distilled_s
 from ..distillation.starting_images import MatchingState, start
 from ..networks.compute import torch_threads
 from .run_store import (
-    check_identity, claimed, identity, in_use, Run, stored_experiment)
+    claimed, in_use, Run, same_training_images, stored_experiment, training_images)
 
 # %% ../../nbs/reproduction/52_sides.ipynb #b4e2470b
 SIDES = ("images", "outliers")
@@ -92,36 +92,39 @@ def side_folder(
     exp:Experiment, # of a run
     side:str,       # images or outliers
     runs:Path,      # the run store
+    root=None,      # where data sets are
 ) -> Path:
     "Where a side is stored; the same for all runs that share it."
-    known = digest(dict(side=side, **identity(side_experiment(exp, side))))
+    alone = side_experiment(exp, side)
+    known = dict(side=side, experiment=to_dict(alone), images=training_images(alone, root))
     title = f"{data_name(exp.dataset)}-{exp.method}-{side}-ipc{exp.ipc}-seed{exp.seed}"
-    return runs/"sides"/f"{title}-{known}"
+    return runs/"sides"/f"{title}-{digest(known)}"
 
 # %% ../../nbs/reproduction/52_sides.ipynb #74b12d20
 def stored_side(
     exp:Experiment, # of a run
     side:str,       # images or outliers
     runs:Path,      # the run store
+    root=None,      # where data sets are
 ):
     "A `_StoredSide` that is stored, by itself or in a run that shares it; None if there is none."
-    file = side_folder(exp, side, runs)/"side.safetensors"
+    file = side_folder(exp, side, runs, root)/"side.safetensors"
     wanted = side_experiment(exp, side)
     if file.exists(): return _StoredSide.load(file, wanted)
     data, method = glob.escape(data_name(exp.dataset)), f"{exp.method}-*"
     pattern = f"*/{data}/{method}/ipc{exp.ipc}/seed{exp.seed}*/distilled.safetensors"
     for distilled in sorted(runs.glob(pattern)):
-        found = _side_of_run(distilled.parent, side, wanted)
+        found = _side_of_run(distilled.parent, side, wanted, root)
         if found: return found
 
 # %% ../../nbs/reproduction/52_sides.ipynb #69b51e19
-def _side_of_run(folder, side, wanted):
+def _side_of_run(folder, side, wanted, root):
     "The side of a distilled run if it is the one wanted; None for another, or a damaged run."
     try:
         run = Run(stored_experiment(folder), folder)
         sides = sides_of(run.exp)
         if side not in sides or side_experiment(run.exp, side) != wanted: return None
-        check_identity(run.exp, folder)
+        if not same_training_images(wanted, folder, root): return None
         check_same_experiment(run.exp, run.distilled.provenance["experiment"], folder)
         losses = [line["loss" if side == "images" else "loss_outliers"] for line in run.losses]
         seconds = run.losses[-1]["seconds"] / len(sides)
@@ -171,8 +174,8 @@ def _distilled_side(
     **options,          # as for `distill`: every, progress
 ) -> _StoredSide:
     "The side, distilled if it is not stored."
-    folder = side_folder(exp, side, runs)
-    def found(): return stored_side(exp, side, runs)
+    folder = broadcast_from_rank0(lambda: side_folder(exp, side, runs, root))
+    def found(): return stored_side(exp, side, runs, root)
     made = broadcast_from_rank0(found)
     if made: return made
     with claimed(folder):
@@ -203,8 +206,8 @@ def distill_by_sides(
     "(distilled set, losses of both sides, seconds of both); sides that are stored are not made."
     if world_size() > 1: require_same(**to_dict(exp))
     sides = sides_of(exp)
-    def find(): return {s: stored_side(exp, s, runs) for s in sides}
-    def busy(side): return in_use(side_folder(exp, side, runs))
+    def find(): return {s: stored_side(exp, s, runs, root) for s in sides}
+    def busy(side): return in_use(side_folder(exp, side, runs, root))
     def free_first(): return sorted(sides, key=busy)
     found = {s: made for s, made in broadcast_from_rank0(find).items() if made}
     for side in broadcast_from_rank0(free_first):

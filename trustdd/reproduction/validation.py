@@ -13,6 +13,7 @@ from ..core.distributed import broadcast_from_rank0, is_main_process
 from ..core.experiment import Experiment
 from ..core.storage import atomic_write
 from ..data.dataset import Dataset
+from ..data.overlap import check_apart
 from ..data.poe import aux_images
 from ..data.suites import default_aux
 from ..networks.training import train
@@ -22,14 +23,21 @@ from ..evaluation.logits import collect_logits
 from ..evaluation.report import Report, report_from_logits
 
 # %% ../../nbs/reproduction/50_validation.ipynb #35f63411
+def _check_apart(aux, learned, tested):
+    "Raise `UserError` if OOD sets hold auxiliary images."
+    for name, images in tested.items(): check_apart(aux, learned, name, images)
+
 def validation_sets(
     exp:Experiment,     # ood, aux and holdout
     dataset:Dataset,    # as `prepared` gives it
     root=None,          # where data sets are
 ) -> tuple:
     "(name → uint8 images, name → source): the OOD test sets, or with `holdout` held-out images."
-    if not exp.holdout or exp.ood: return load_ood_sets(exp.ood, dataset, root)
-    aux = exp.aux or default_aux(dataset.name)
+    aux = getattr(exp, "aux", "") or default_aux(dataset.name)
+    if not exp.holdout or exp.ood:
+        images, sources = load_ood_sets(exp.ood, dataset, root)
+        if exp.outliers == "oe": _check_apart(aux, aux_images(exp, dataset, root), images)
+        return images, sources
     images, name = aux_images(exp, dataset, root, held=True), f"{aux}-held-out"
     source = f"{aux}: {len(images):,} auxiliary images held out of training"
     return {name: images}, {name: source}
