@@ -58,8 +58,8 @@ def again_and_again(capfd, command, words, progress):
 
 def timeless(folder, name):
     "The parts of a report or log that do not say how long something took."
-    if name == "report.json": return {k: v for k, v in json.loads((folder/name).read_text()).items() if k != "runs"}
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (folder/name).read_text().splitlines()]
+    if name == "report.json": return {k: v for k, v in json.loads((folder/name).read_text()).items() if k not in ("runs", "checksum")}
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "checksum")} for line in (folder/name).read_text().splitlines()]
 
 
 def same(folder, other, logs=("log.jsonl",)):

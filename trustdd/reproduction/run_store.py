@@ -19,7 +19,7 @@ from ..core.checks import UserError
 from ..core.deadline import try_lock
 from ..core.distributed import barrier, broadcast_from_rank0
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
-from ..core.storage import atomic_write, runs_root, writable
+from ..core.storage import atomic_write, read_lines, runs_root, writable
 from ..data.catalog import image_stamp
 from ..data.distilled_set import DistilledSet
 from ..evaluation.image_scores import Scores, scores_from_logits
@@ -63,7 +63,7 @@ class Run:
                         f"it holds results without it (method {self.exp.method!r})")
 
     def _lines(self, name):
-        return [json.loads(line) for line in self._file(name).read_text().splitlines()]
+        return read_lines(self._file(name))
 
 # %% ../../nbs/reproduction/51_run_store.ipynb #bf9edeff
 def run_folder(

@@ -6,7 +6,7 @@
 __all__ = ['compute', 'load_or_run', 'load_or_distill', 'needs_experts', 'run_all']
 
 # %% ../../nbs/reproduction/53_runs.ipynb #7c5b6142
-import itertools, json, shutil
+import itertools, shutil
 from pathlib import Path
 
 from ..core.checks import UserError
@@ -15,7 +15,7 @@ from ..core.distributed import (
     broadcast_from_rank0, is_main_process, main_process_first, shard, world_size)
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
 from ..core.randomness import pick_device
-from ..core.storage import atomic_write, runs_root
+from ..core.storage import read_lines, runs_root, write_lines
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
 from ..data.poe import outlier_pool
@@ -95,7 +95,7 @@ def _distilled(exp, dataset, folder, runs, device, root, **options):
     else: made = _as_a_whole(exp, dataset, folder, runs, device, root, options)
     syn, losses, seconds = made
     def keep():
-        if losses: atomic_write(log, _log(exp, losses, seconds))
+        if losses: write_lines(log, _log(exp, losses, seconds))
         syn.save(file)
         checkpoint.unlink(missing_ok=True)
         return _seconds(log)
@@ -127,12 +127,12 @@ def _log(exp, losses, seconds):
     names = find_method(exp.method).logged
     lines = [dict(iteration=i + 1, **dict(zip(names, both))) for i, both in enumerate(losses)]
     lines[-1]["seconds"] = round(seconds, 1)
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return lines
 
 def _seconds(log):
     "The seconds noted in a log; 0 if there is none, or nothing in it."
-    lines = log.read_text().splitlines() if log.exists() else []
-    return json.loads(lines[-1]).get("seconds", 0) if lines else 0
+    lines = read_lines(log)
+    return lines[-1].get("seconds", 0) if lines else 0
 
 # %% ../../nbs/reproduction/53_runs.ipynb #11ce18d9
 def load_or_run(

@@ -6,12 +6,12 @@
 __all__ = ['validation_sets', 'validate']
 
 # %% ../../nbs/reproduction/50_validation.ipynb #66911185
-import json, shutil
+import shutil
 from pathlib import Path
 
 from ..core.distributed import broadcast_from_rank0, is_main_process
 from ..core.experiment import Experiment
-from ..core.storage import atomic_write
+from ..core.storage import read_lines, write_lines
 from ..data.catalog import default_aux
 from ..data.dataset import Dataset
 from ..data.poe import aux_images
@@ -61,14 +61,14 @@ def validate(
     root=None,          # where data sets are
 ):
     "Add iteration, accuracy and mean AUROC (MSP) of each network, in percent, to `file`."
-    before = Path(file).read_text() if Path(file).exists() else ""
-    done = [json.loads(line)["iteration"] for line in before.splitlines()]
+    before = read_lines(file)
+    done = [row["iteration"] for row in before]
     if broadcast_from_rank0(state.iteration in done): return
     keep = Path(file).with_name("validation")
     report = _evaluate_snapshot(exp, state, dataset, device, root, keep)
     if not is_main_process(): return
     row = dict(iteration=state.iteration, accuracy=report.accuracy, auroc=_mean_auroc(report))
-    atomic_write(file, before + json.dumps(row) + "\n")
+    write_lines(file, [*before, row])
     shutil.rmtree(keep, ignore_errors=True)
 
 def _mean_auroc(report):
