@@ -227,7 +227,7 @@ def stored_buffers(
     "Each buffer in the store: folder, data set, outliers, experts done and begun, epochs, bytes."
     rows = []
     for config in sorted(Path(runs).glob("buffers/*/*/buffer.json")):
-        try: said = dict(unseal(json.loads(config.read_text()))["fields"])
+        try: said = dict(unseal(json.loads(config.read_text(encoding="utf-8")))["fields"])
         except (OSError, ValueError, KeyError, TypeError): said = {}
         finished = list(config.parent.glob("expert*.safetensors"))
         begun = list(config.parent.glob("expert*.part"))

@@ -6,7 +6,7 @@
 __all__ = ['compute', 'load_or_run', 'load_or_distill', 'needs_experts', 'run_all']
 
 # %% ../../nbs/reproduction/53_runs.ipynb #7c5b6142
-import itertools, shutil
+import itertools
 from pathlib import Path
 
 from ..core.checks import UserError
@@ -16,6 +16,7 @@ from ..core.distributed import (
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
 from ..core.randomness import pick_device
 from ..core.storage import read_lines, runs_root, write_lines
+from ..core.working import remove_working, working_folder
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
 from ..data.poe import outlier_pool
@@ -52,7 +53,7 @@ def compute(
     made = source.provenance if source else provenance(exp, dataset, device)
     with torch_threads(made["threads"]):
         nets = train(source or dataset, device=device, exp=exp, progress=progress,
-                     keep=folder/"training", every=every)
+                     keep=working_folder(folder, "training"), every=every)
     seconds = dict(distilling=round(distilling, 1), training=round(_longest(nets), 1))
     if not broadcast_from_rank0(StepTimer().next()):
         done = f"{len(nets)} of {len(nets)} networks trained"
@@ -80,7 +81,7 @@ def _keep_results(logits, folder):
     logits.save(folder/"logits.safetensors")
     scores_from_logits(logits).save(folder/"scores.safetensors")
     report_from_logits(logits).save(folder)
-    shutil.rmtree(folder/"training", ignore_errors=True)
+    remove_working(folder, "training")
     mark_progress()
 
 # %% ../../nbs/reproduction/53_runs.ipynb #e0977322

@@ -6,12 +6,12 @@
 __all__ = ['validation_sets', 'validate']
 
 # %% ../../nbs/reproduction/50_validation.ipynb #66911185
-import shutil
 from pathlib import Path
 
 from ..core.distributed import broadcast_from_rank0, is_main_process
 from ..core.experiment import Experiment
 from ..core.storage import read_lines, write_lines
+from ..core.working import remove_working, working_folder
 from ..data.catalog import default_aux
 from ..data.dataset import Dataset
 from ..data.poe import aux_images
@@ -64,12 +64,13 @@ def validate(
     before = read_lines(file)
     done = [row["iteration"] for row in before]
     if broadcast_from_rank0(state.iteration in done): return
-    keep = Path(file).with_name("validation")
-    report = _evaluate_snapshot(exp, state, dataset, device, root, keep)
+    folder = Path(file).parent
+    report = _evaluate_snapshot(
+        exp, state, dataset, device, root, working_folder(folder, "validation"))
     if not is_main_process(): return
     row = dict(iteration=state.iteration, accuracy=report.accuracy, auroc=_mean_auroc(report))
     write_lines(file, [*before, row])
-    shutil.rmtree(keep, ignore_errors=True)
+    remove_working(folder, "validation")
 
 def _mean_auroc(report):
     "Of each network, the mean over OOD sets."
