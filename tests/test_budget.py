@@ -58,8 +58,8 @@ def again_and_again(capfd, command, words, progress):
 
 def timeless(folder, name):
     "The parts of a report or log that do not say how long something took."
-    if name == "report.json": return {k: v for k, v in json.loads((folder/name).read_text()).items() if k != "runs"}
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (folder/name).read_text().splitlines()]
+    if name == "report.json": return {k: v for k, v in json.loads((folder/name).read_text()).items() if k not in ("runs", "checksum")}
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "checksum")} for line in (folder/name).read_text().splitlines()]
 
 
 def same(folder, other, logs=("log.jsonl",)):
@@ -80,7 +80,7 @@ def test_run(tmp_path, capfd, busy_clock):
         if (folder/"report.json").exists(): return math.inf
         if not (folder/"distilled.safetensors").exists():
             return load_checkpoint(folder/"checkpoint.safetensors", exp, "cpu")[0].iteration if (folder/"checkpoint.safetensors").exists() else -1
-        networks = [json.loads(json.loads(head(p))["__metadata__"]["network"])["epochs"] for p in folder.glob("training/*.safetensors")]
+        networks = [json.loads(json.loads(head(p))["__metadata__"]["network"])["epochs"] for p in folder.glob(".trustdd/training/*.safetensors")]
         return exp.iterations + sum(networks)
     calls, longest = again_and_again(capfd, "run", [*words, tmp_path/"stopped"], progress)
     assert calls > 1 and longest < BUDGET, (calls, longest)
@@ -122,11 +122,11 @@ def test_evaluate(tmp_path, capfd, busy_clock):
     assert main(["distill", *SMALL, "--runs", str(tmp_path), "--out", str(tmp_path/"set.safetensors")]) == 0
     words = [tmp_path/"set.safetensors", "--epochs", "400", "--n-nets", "2", "--ood", "gaussian", "--device", "cpu", "--select", "best_on_test", "--out"]
     assert main(["evaluate", *map(str, words), str(tmp_path/"straight")]) == 0
-    kept = lambda: sum(json.loads(json.loads(head(p))["__metadata__"]["network"])["epochs"] for p in (tmp_path/"stopped").glob("training/*"))
+    kept = lambda: sum(json.loads(json.loads(head(p))["__metadata__"]["network"])["epochs"] for p in (tmp_path/"stopped").glob(".trustdd/training/*.safetensors"))
     calls, longest = again_and_again(capfd, "evaluate", [*words, tmp_path/"stopped"], kept)
     assert calls > 1 and longest < BUDGET, (calls, longest)
     for name in ("ood.csv", "logits.safetensors"): assert (tmp_path/"stopped"/name).read_bytes() == (tmp_path/"straight"/name).read_bytes()
-    assert not (tmp_path/"stopped"/"training").exists()
+    assert not (tmp_path/"stopped"/".trustdd").exists()
     capfd.readouterr()
     assert main(["evaluate", str(words[0]), "--time-budget", "5"]) == 2 and "--out" in capfd.readouterr().err
 

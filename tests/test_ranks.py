@@ -136,7 +136,7 @@ def same(a, b, exp):
     assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
     for name in ("distilled.safetensors", "dynamics.jsonl", "ood.csv", "config.json", "scores.safetensors"):
         if (a/name).exists(): assert (a/name).read_bytes() == (b/name).read_bytes(), name
-    log, report = (lambda f: [{k: v for k, v in json.loads(l).items() if k != "seconds"} for l in (f/"log.jsonl").read_text().splitlines()]), (lambda f: {k: v for k, v in json.loads((f/"report.json").read_text()).items() if k != "runs"})
+    log, report = (lambda f: [{k: v for k, v in json.loads(l).items() if k not in ("seconds", "checksum")} for l in (f/"log.jsonl").read_text().splitlines()]), (lambda f: {k: v for k, v in json.loads((f/"report.json").read_text()).items() if k not in ("runs", "checksum")})
     assert log(a) == log(b) and report(a) == report(b)
     one, two = (Logits.load(f/"logits.safetensors").values for f in (a, b))
     assert all(torch.equal(one[k], two[k]) for k in one | two)

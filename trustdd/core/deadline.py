@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LAPPED', 'RESERVE', 'OutOfTime', 'seconds_left', 'mark_progress', 'StepTimer', 'out_of_time',
            'install_signal_handlers', 'environment', 'time_budget', 'earlier_deadline', 'try_lock', 'acquire_lock',
-           'hold_lock', 'process_age']
+           'hold_lock', 'process_age', 'end_with_parent']
 
 # %% ../../nbs/core/04_deadline.ipynb #1689ca3a
-import math, os, signal, tempfile, threading, time, uuid
+import math, multiprocessing, os, platform, signal, tempfile, threading, time
 from collections import deque
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import Timeout
@@ -19,18 +20,42 @@ from .checks import UserError
 
 # %% ../../nbs/core/04_deadline.ipynb #8b5dca9a
 _DEADLINE, _STOP, LAPPED = "TRUSTDD_DEADLINE", "TRUSTDD_STOP", "TRUSTDD_LAPPED"
+_CLOCK, _ASKED = "TRUSTDD_CLOCK", "asked"
 
 class OutOfTime(Exception):
     "The time is over; everything done is kept, and the same call goes on from there."
 
 def seconds_left() -> float:
     "Seconds until the deadline: infinite without one, minus infinity if a stop was requested."
-    stop, word = os.environ.get(_STOP), os.environ.get(_DEADLINE)
-    if stop and os.path.exists(stop): return -math.inf
-    try: return float(word) - time.time() if word else math.inf
+    if _stop_requested(): return -math.inf
+    word = os.environ.get(_DEADLINE)
+    try: return float(word) - _now() if word else math.inf
     except ValueError:
         wanted = "a time in seconds since 1970, such as that of `date +%s`"
         raise UserError(f"{_DEADLINE} = {word!r} must be {wanted}") from None
+
+# %% ../../nbs/core/04_deadline.ipynb #195745eb
+def _stop_requested() -> bool:
+    "Has this process, or one whose environment it shares, been asked to stop?"
+    stop = os.environ.get(_STOP)
+    try: return stop == _ASKED or bool(stop) and os.stat(stop).st_mtime == 0
+    except OSError: return False # somebody has tidied up
+
+def _request_stop():
+    "Tell all who share the environment; only this process if there is no file to do it with."
+    try: os.utime(os.environ[_STOP], (0, 0))
+    except OSError: os.environ[_STOP] = _ASKED
+
+@cache
+def _machine() -> str:
+    "Which start of which machine this is."
+    try: return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError: return platform.node()
+
+def _now() -> float:
+    "Seconds since 1970, by the clock as it was set when the budget began."
+    ahead, _, machine = os.environ.get(_CLOCK, "").partition("@")
+    return time.monotonic() + float(ahead) if machine == _machine() else time.time()
 
 # %% ../../nbs/core/04_deadline.ipynb #ae3e5beb
 RESERVE = 2.0 # seconds to write a checkpoint and to leave
@@ -68,19 +93,28 @@ def out_of_time(
     return OutOfTime(f"{what}: {done} of {total} {unit} done, {total - done} left")
 
 # %% ../../nbs/core/04_deadline.ipynb #afc60223
+_SIGNALS = [s for s in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s]
+
 def install_signal_handlers():
-    "SIGTERM now asks all processes of this command to stop soon. Returns what undoes that."
+    "SIGTERM, SIGHUP now ask all processes of this command to stop soon. Returns what undoes that."
     main_thread = threading.current_thread() is threading.main_thread()
     if not main_thread or not os.environ.get(_STOP): return _nothing
-    def undo(): signal.signal(signal.SIGTERM, before)
-    def ask(*_):
-        Path(os.environ[_STOP]).touch()
-        undo()
-    before = signal.signal(signal.SIGTERM, ask) or signal.SIG_DFL
+    before = {s: signal.getsignal(s) for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
+    asked = []
+    def undo():
+        for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
+    def ask(number, _):
+        if not asked: _request_stop()
+        elif time.monotonic() - asked[0] > 0.5:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        asked.append(time.monotonic())
+    for s in before: signal.signal(s, ask)
     return undo
 
 def _nothing(): "There is no handler to undo."
 
+# %% ../../nbs/core/04_deadline.ipynb #70aa1d48
 @contextmanager
 def environment(**change): # name → text; None takes the name out
     "Inside, the environment is changed; afterwards it is as it was."
@@ -94,31 +128,42 @@ def _put(variables):
         if v is None: os.environ.pop(k, None)
         else: os.environ[k] = v
 
+# %% ../../nbs/core/04_deadline.ipynb #aeba17b1
+def _stop_file() -> str:
+    "A new empty file, by which a stop is requested, in the first folder that takes one."
+    for folder in (None, "/dev/shm", Path.home()): # None: the usual one
+        try: number, path = tempfile.mkstemp(prefix="trustdd-stop-", dir=folder)
+        except OSError: continue
+        os.close(number)
+        return path
+    return os.path.join(os.sep, "no", "place") # only this process will hear of a stop
+
 # %% ../../nbs/core/04_deadline.ipynb #0ab24687
 @contextmanager
 def time_budget(
-    seconds:float=None, # for the work inside; None: only SIGTERM or an earlier deadline ends it
+    seconds:float=None, # for the work inside; None: only a signal or an earlier deadline ends it
     used:float=0.,      # how many of them are over
 ):
     "Inside, long work stops before the time is over, or after SIGTERM, and raises `OutOfTime`."
     if seconds is not None and not 0 < seconds < math.inf:
         raise UserError(f"time budget = {seconds!r} must be a number of seconds above 0")
     allowed = math.inf if seconds is None else seconds - used - min(seconds / 50, 10)
-    until = time.time() + min(allowed, seconds_left())
-    stop = Path(tempfile.gettempdir())/f"trustdd-stop-{uuid.uuid4().hex}"
+    now, stop = time.time(), _stop_file()
+    until = now + min(allowed, seconds_left())
     deadline = None if until == math.inf else repr(until)
-    with environment(**{_DEADLINE: deadline, _STOP: str(stop), LAPPED: None}):
+    clock = f"{now - time.monotonic()!r}@{_machine()}"
+    with environment(**{_DEADLINE: deadline, _STOP: stop, LAPPED: None, _CLOCK: clock}):
         undo = install_signal_handlers()
         try: yield
         finally:
             undo()
-            stop.unlink(missing_ok=True)
+            Path(stop).unlink(missing_ok=True)
 
 def earlier_deadline(seconds:float): # by how much
     "A context with an earlier deadline, for a part after which there is still something to do."
     time_left = seconds_left()
     if not math.isfinite(time_left): return environment()
-    return environment(**{_DEADLINE: repr(time.time() + time_left - seconds)})
+    return environment(**{_DEADLINE: repr(_now() + time_left - seconds)})
 
 # %% ../../nbs/core/04_deadline.ipynb #b9ef8957
 def try_lock(
@@ -150,3 +195,23 @@ def process_age() -> float:
         seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError): return 0.
     return seconds if 0 <= seconds < 600 else 0.
+
+# %% ../../nbs/core/04_deadline.ipynb #0da2f744
+def end_with_parent(
+    number:int=None, # the process worked for, where `multiprocessing` did not start this one
+):
+    "From now on this process ends when the one that it works for is gone."
+    parent, started_by = multiprocessing.parent_process(), os.getppid()
+    def watch():
+        if parent: parent.join()
+        while not parent and os.getppid() == started_by and _exists(number or started_by):
+            time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True, name="end with parent").start()
+
+def _exists(number):
+    "Is there a process of this number?"
+    try: os.kill(number, 0)
+    except ProcessLookupError: return False
+    except OSError: pass # it is somebody else's
+    return True

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['project_root', 'data_root', 'runs_root', 'cache_file', 'commit', 'atomic_write', 'writable', 'write_safetensors',
-           'read_safetensors', 'digest', 'checksum']
+           'read_safetensors', 'seal', 'unseal', 'write_lines', 'read_lines', 'digest', 'checksum']
 
 # %% ../../nbs/core/03_storage.ipynb #477eb40a
-import hashlib, json, os, re, subprocess, tempfile, zlib
+import glob, hashlib, json, os, re, secrets, stat, subprocess, tempfile, zlib
 from pathlib import Path
 
 import torch
@@ -15,6 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from .checks import UserError
+
+try: import fcntl # where there is none, what a kill left half-written stays
+except ImportError: fcntl = None
 
 # %% ../../nbs/core/03_storage.ipynb #f8ad7e93
 def project_root(
@@ -61,27 +64,62 @@ def commit() -> str:
 
 # %% ../../nbs/core/03_storage.ipynb #d5b94275
 def atomic_write(
-    path,   # the file to make or replace
-    data,   # `bytes` or `str`
+    path,   # the file to make or replace; a symbolic link is followed
+    data,   # `bytes`, `str`, or a list of `bytes` that follow each other
 ):
     "Write `data` to `path`, whole or not at all; raises `UserError` if it cannot be written."
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if isinstance(data, str): data = data.encode("utf-8")
     try:
+        path, mode = _regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as f:
-            f.write(data.encode("utf-8") if isinstance(data, str) else data)
+        _sweep(path)
+        _write_beside(path, data if isinstance(data, list) else [data], mode)
+    except (OSError, ValueError) as e: # of values, a name with a NUL, or one without an encoding
+        why = getattr(e, "strerror", None) or e
+        raise e if isinstance(e, UserError) else UserError(f"cannot write {path}: {why}") from e
+
+# %% ../../nbs/core/03_storage.ipynb #e89a2b43
+def _regular(path) -> tuple:
+    "The file that `path` leads to, and its permissions (None if it is new)."
+    try: mode = os.stat(path).st_mode
+    except FileNotFoundError: return Path(os.path.realpath(path)), None
+    if stat.S_ISREG(mode): return Path(os.path.realpath(path)), stat.S_IMODE(mode)
+    what = "a folder" if stat.S_ISDIR(mode) else "no regular file (a device, a pipe or a socket)"
+    raise UserError(f"cannot write {path}: it is {what}; name a file")
+
+# %% ../../nbs/core/03_storage.ipynb #5675c3c6
+def _write_beside(path, parts, mode):
+    "Write a file with a name of its own, then rename it; an interruption leaves nothing beside."
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        with open(beside, "xb") as f:
+            _hold(f)
+            f.writelines(parts)
             f.flush()
+            if mode is not None: os.chmod(beside, mode)
             os.fsync(f.fileno())
-        os.replace(beside, path)
-    except BaseException as e: # an interruption leaves nothing beside either
+            os.replace(beside, path)
+    except BaseException:
         _remove(beside)
-        if not isinstance(e, OSError): raise
-        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+        raise
 
 def _remove(path):
     try: path.unlink(missing_ok=True)
     except OSError: pass
+
+# %% ../../nbs/core/03_storage.ipynb #43bc14ee
+def _hold(f) -> bool:
+    "Lock an open file until it is closed; False if another process has it, or none can."
+    try: return bool(fcntl) and not fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError: return False
+
+def _sweep(path):
+    "Remove the halves of this file that killed processes left."
+    for half in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        try:
+            with open(half, "r+b") as f:
+                if _hold(f): _remove(half)
+        except OSError: pass
 
 # %% ../../nbs/core/03_storage.ipynb #a543fa2d
 def writable(
@@ -98,6 +136,17 @@ def writable(
     return Path(folder)
 
 # %% ../../nbs/core/03_storage.ipynb #d78bf3b7
+_CHECKSUM = "checksum" # of the content, in the metadata or as the last key of a JSON object
+
+def _content(tensors, metadata) -> str:
+    "The SHA-256 of tensors on the CPU, with their names, types and shapes, and of texts."
+    h = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        h.update(json.dumps([name, str(x.dtype), *x.shape]).encode())
+        if x.numel(): h.update(x.reshape(-1).view(torch.uint8).numpy())
+    h.update(json.dumps(metadata, sort_keys=True).encode())
+    return h.hexdigest()
+
 def write_safetensors(
     path,           # the file
     tensors:dict,   # name → tensor, on any device
@@ -105,17 +154,69 @@ def write_safetensors(
 ):
     "Write one safetensors file, whole or not at all; the same contents give the same bytes."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    atomic_write(path, save(tensors, metadata))
+    metadata = dict(sorted(metadata.items())) | {_CHECKSUM: _content(tensors, metadata)}
+    data = memoryview(save(tensors, metadata)) # in which the texts have any order
+    size = 8 + int.from_bytes(data[:8], "little")
+    head = json.loads(bytes(data[8:size])) | {"__metadata__": metadata}
+    head = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    atomic_write(path, [len(head).to_bytes(8, "little"), head, data[size:]])
 
 # %% ../../nbs/core/03_storage.ipynb #d43184c5
 def read_safetensors(path) -> tuple[dict, dict]:
     "All tensors and metadata of a safetensors file; `UserError` if it is missing or damaged."
-    if not Path(path).is_file(): raise UserError(f"{path} is not there")
+    try: there = Path(path).is_file()
+    except (OSError, ValueError): there = False # too long a name, or one with a NUL
+    if not there: raise UserError(f"{path} is not there")
     try:
         with safe_open(path, "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            metadata = dict(sorted((f.metadata() or {}).items()))
     except Exception as e:
         raise UserError(f"{path} is cut short or is not a safetensors file ({e})") from None
+    said = metadata.pop(_CHECKSUM, None)
+    if said is not None and said != _content(tensors, metadata):
+        raise UserError(f"{path} is damaged: its content does not fit its checksum; "
+                        "delete it, and make it or copy it again")
+    return tensors, metadata
+
+# %% ../../nbs/core/03_storage.ipynb #33cb3be3
+def seal(
+    value:dict, # JSON values
+    *others,    # further values that the checksum is to cover
+) -> dict:
+    "The object, with a checksum of its content as its last key."
+    text = json.dumps(json.loads(json.dumps([*others, value])), sort_keys=True)
+    return value | {_CHECKSUM: hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+def unseal(
+    value:dict, # what `seal` gave, or an object without a checksum
+    *others,    # as for `seal`
+) -> dict:
+    "The object without its checksum; `UserError` if that does not fit the content."
+    if not isinstance(value, dict): raise UserError("it is no JSON object")
+    plain = {k: v for k, v in value.items() if k != _CHECKSUM}
+    if _CHECKSUM not in value or value == seal(plain, *others): return plain
+    raise UserError("its content does not fit its checksum")
+
+# %% ../../nbs/core/03_storage.ipynb #c5f8ff6b
+def write_lines(
+    path,       # the file
+    rows:list,  # an object for each line
+):
+    "Write a log of JSON lines, whole or not at all; the last line has the checksum of all."
+    if rows: rows = [*rows[:-1], seal(rows[-1], *rows[:-1])]
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+def read_lines(path) -> list:
+    "The objects in a log; none if there is no such file, `UserError` if it is damaged."
+    path = Path(path)
+    if not path.exists(): return []
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return rows and [*rows[:-1], unseal(rows[-1], *rows[:-1])]
+    except (OSError, ValueError) as e: # a UserError is a ValueError
+        raise UserError(f"{path} is damaged ({e}); delete it, and make it again") from None
 
 # %% ../../nbs/core/03_storage.ipynb #99db36a1
 def digest(value) -> str:

@@ -21,7 +21,7 @@ from ..core.deadline import acquire_lock, mark_progress, out_of_time, StepTimer
 from ..core.distributed import is_main_process, stop_together
 from ..core.experiment import data_name, Experiment, to_dict
 from ..core.randomness import stream
-from ..core.storage import atomic_write, digest, writable
+from ..core.storage import atomic_write, digest, seal, unseal, writable
 from ..data.catalog import prepared
 from ..data.identity import image_identities
 from ..data.suites import default_aux
@@ -140,10 +140,10 @@ def _check_room(exp, folder, dataset, n):
 # %% ../../nbs/distillation/33_buffers.ipynb #f1de30a7
 def _describe(exp, folder, dataset, root):
     "Write `buffer.json`: which experts these are, and of which images."
-    about = dict(fields=_expert_fields(exp, root), source=dataset.source)
+    about = seal(dict(fields=_expert_fields(exp, root), source=dataset.source))
     with FileLock(folder/".lock"):
         remove_leftovers(folder, "buffer.json")
-        atomic_write(folder/"buffer.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+        atomic_write(folder/"buffer.json", json.dumps(about, indent=1) + "\n")
 
 # %% ../../nbs/distillation/33_buffers.ipynb #7d150fce
 @contextmanager
@@ -229,7 +229,7 @@ def stored_buffers(
     "Each buffer in the store: folder, data set, outliers, experts done and begun, epochs, bytes."
     rows = []
     for config in sorted(Path(runs).glob("buffers/*/*/buffer.json")):
-        try: said = dict(json.loads(config.read_text())["fields"])
+        try: said = dict(unseal(json.loads(config.read_text(encoding="utf-8")))["fields"])
         except (OSError, ValueError, KeyError, TypeError): said = {}
         finished = list(config.parent.glob("expert*.safetensors"))
         begun = list(config.parent.glob("expert*.part"))

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from ..core.checks import UserError
-from ..core.storage import atomic_write
+from ..core.storage import atomic_write, seal, unseal
 
 # %% ../../nbs/distillation/32_trajectories.ipynb #bbf553bd
 def expert_file(
@@ -79,12 +79,13 @@ class TrajectoryWriter:
 
     def _count_whole_rows(self) -> int:
         "How many rows are there with their checksums; what follows them is cut off."
-        lines, good = self.log.read_text().splitlines() if self.log.exists() else [], 0
+        text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        lines, good = text.splitlines(), 0
         try:
             with open(self.path, "rb") as f:
                 if f.read(len(self.head)) != self.head: lines = []
                 for line in lines:
-                    if json.loads(line)["crc32"] != zlib.crc32(self._row(f, good)): break
+                    if unseal(json.loads(line))["crc32"] != zlib.crc32(self._row(f, good)): break
                     good += 1
         except (OSError, ValueError, KeyError, TypeError): pass
         if good: os.truncate(self.path, len(self.head) + 4 * self.size * good)
@@ -106,7 +107,7 @@ class TrajectoryWriter:
         row = theta.detach().cpu().float().contiguous().numpy().tobytes()
         line = dict(epoch=self.done, loss=loss, seconds=seconds, crc32=zlib.crc32(row))
         _append(self.path, row)
-        _append(self.log, (json.dumps(line) + "\n").encode())
+        _append(self.log, (json.dumps(seal(line)) + "\n").encode())
         self.done += 1
         self._finish()
 
@@ -138,7 +139,8 @@ class Trajectory:
                             "delete it or use another folder")
 
     def _read_log(self):
-        return [json.loads(line) for line in self.lines.read_text().splitlines()]
+        lines = self.lines.read_text(encoding="utf-8").splitlines()
+        return [unseal(json.loads(line)) for line in lines]
 
     def snapshot(self,
         epoch:int,  # 0: before training
@@ -159,5 +161,5 @@ def epochs_done(
     folder, # of a buffer
 ) -> int:
     "How many epochs of experts it holds, finished ones and unfinished ones."
-    logs = [p.read_text().splitlines() for p in Path(folder).glob("expert*.jsonl")]
+    logs = [p.read_bytes().splitlines() for p in Path(folder).glob("expert*.jsonl")]
     return sum(max(len(lines) - 1, 0) for lines in logs)

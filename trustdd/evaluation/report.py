@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.checks import check_choice, UserError
 from ..core.experiment import from_dict, to_dict
-from ..core.storage import atomic_write
+from ..core.storage import atomic_write, seal, unseal
 from .logits import Logits
 from .scores import (
     calibration_error, METRICS, misclassification, ood_metrics, reliability, SCORES)
@@ -157,7 +157,7 @@ def _to_json(report) -> str:
 
 def _from_json(text) -> Report:
     try:
-        data = json.loads(text)
+        data = unseal(json.loads(text))
         for k in ("errors", "reliability"): data[k] = _swap(data[k], _is_none, math.nan)
         return Report(**data)
     except (ValueError, TypeError, KeyError) as e:
@@ -167,13 +167,14 @@ def _from_json(text) -> Report:
 def _save(report, folder):
     table = report.ood.to_csv(index=False, float_format="%.6f", lineterminator="\n")
     atomic_write(Path(folder)/"ood.csv", table)
-    atomic_write(Path(folder)/"report.json", report.to_json() + "\n")
+    text = json.dumps(seal(json.loads(report.to_json())), indent=1)
+    atomic_write(Path(folder)/"report.json", text + "\n")
 
 def _load(path) -> Report:
     path = Path(path)/"report.json" if Path(path).is_dir() else Path(path)
     try: return Report.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise UserError(f"cannot read the report {path}: {e}") from e
+        raise UserError(f"cannot read the report {path}: {e}; make it again") from e
 
 # %% ../../nbs/evaluation/42_report.ipynb #836ca834
 def _other_networks(report):

@@ -6,19 +6,19 @@
 __all__ = ['ALONE', 'item_notebooks', 'check_parameters', 'make_items', 'outcome_lines', 'gallery_markdown']
 
 # %% ../../nbs/reproduction/66_atlas.ipynb #e3776019
-import hashlib, json, logging, math, os, pickle, time
+import hashlib, json, math, os, pickle, time
 from pathlib import Path
 
 from tqdm import tqdm
 
 import trustdd
 from ..core.checks import check_choice, UserError
-from trustdd.core.deadline import (
-    earlier_deadline, install_signal_handlers, LAPPED, mark_progress, OutOfTime, seconds_left,
-    StepTimer)
+from ..core.deadline import (
+    end_with_parent, install_signal_handlers, mark_progress, OutOfTime, StepTimer)
 from ..core.experiment import PRESETS
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, data_root, project_root, runs_root, writable
+from .execution import execute
 from .jobs import cores, processes
 
 # %% ../../nbs/reproduction/66_atlas.ipynb #32745559
@@ -87,43 +87,17 @@ def _make(
     stamp = out/".stamps"/name
     def now(): return _fingerprint(notebook, parameters, _outputs(out, name))
     stamped = stamp.exists() and _outputs(out, name)
-    if stamped and not force and stamp.read_text() == now(): return "up to date"
+    if stamped and not force and stamp.read_text(encoding="utf-8") == now(): return "up to date"
     if late or not StepTimer().next(): raise OutOfTime("not begun")
     stamp.unlink(missing_ok=True)
     began = time.perf_counter()
-    try: _execute(notebook, out/"notebooks"/f"{name}.ipynb", parameters)
+    try: execute(notebook, out/"notebooks"/f"{name}.ipynb", parameters)
     finally: mark_progress()
     if not _outputs(out, name):
         raise RuntimeError(f"{notebook} ran, but wrote no {name}.* into {out}")
     atomic_write(out/".stamps"/f"{name}.seconds", f"{time.perf_counter() - began:.1f}\n")
     atomic_write(stamp, now())
     return "made"
-
-# %% ../../nbs/reproduction/66_atlas.ipynb #38b83eb2
-_LEAVING = 3 # seconds that a kernel, papermill and the page of all figures need in the end
-
-def _execute(notebook, executed, parameters):
-    "Run the notebook with papermill; raises `OutOfTime` if it was ended by the deadline."
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    def seconds_for(cell): return max(seconds_left(), 0.1)
-    limited = os.environ.get(LAPPED) and math.isfinite(seconds_left())
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    logger = logging.getLogger("papermill")
-    before, logger.disabled = logger.disabled, True # what goes wrong is raised
-    try:
-        with earlier_deadline(_LEAVING):
-            papermill.execute_notebook(
-                str(notebook), str(executed), parameters, cwd=str(project_root()),
-                kernel_name="python3", progress_bar=False, log_output=False,
-                extra_arguments=["--log-level=50"], timeout_func=seconds_for if limited else None)
-    except CellTimeoutError:
-        raise OutOfTime("its runs are finished, its picture or table is not") from None
-    except (papermill.PapermillExecutionError, DeadKernelError) as e:
-        if getattr(e, "ename", "") == "OutOfTime": raise OutOfTime(e.evalue) from None
-        if seconds_left() == -math.inf: raise OutOfTime("stopped by SIGTERM") from None # as it was
-        raise
-    finally: logger.disabled = before
 
 # %% ../../nbs/reproduction/66_atlas.ipynb #65390c5d
 ALONE = ("fig20", "tab14") # they measure seconds and memory
@@ -149,6 +123,7 @@ def _each(names, wanted, at_once, late):
 # %% ../../nbs/reproduction/66_atlas.ipynb #76f46c43
 def _begin(workers):
     "What a process that makes notebooks does first."
+    end_with_parent()
     os.environ.setdefault("TRUSTDD_WORKERS", str(workers))
     install_signal_handlers()
 

@@ -48,7 +48,7 @@ def find_cell(
     file = Path(file).with_suffix(".csv")
     try:
         rows = rows_of(file)
-        about = json.loads(file.with_suffix(".json").read_text())
+        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{file} needs to be a figure's or table's numbers, with its description "
                         f"{file.stem}.json beside it: {e}") from e
@@ -59,7 +59,7 @@ def find_cell(
 
 def rows_of(file) -> list:
     "The rows of a .csv, as dictionaries of texts."
-    return list(csv.DictReader(file.read_text().splitlines(keepends=True)))
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines(keepends=True)))
 
 # %% ../../nbs/reproduction/68_cells.ipynb #0d07f43e
 def _row_number(

@@ -152,14 +152,39 @@ _COMMANDS = {
 _EXPERIMENT = {"distill": (), "run": (), "buffers": (), "import": ("request", "data")}
 _SHARED = ("distill", "run", "buffers", "evaluate") # several processes can share these
 
+# %% ../../nbs/reproduction/73_cli.ipynb #1a1a88fd
+def _open_streams():
+    "Make sure that something can be printed, and any character in it."
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None: setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+
+def _nobody_reads() -> int:
+    "What is printed from now on goes nowhere; the status of a process that SIGPIPE ended."
+    with open(os.devnull, "w") as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return 141
+
+def _told(e) -> tuple:
+    "(A line about an exception, its exit status); a file that cannot be used is a wrong request."
+    if isinstance(e, OSError) and e.filename is not None:
+        return f"cannot use {os.fsdecode(e.filename)}: {e.strerror}", 2
+    text = " ".join(str(e).split()) or type(e).__name__
+    return text, 2 if isinstance(e, (UserError, UnicodeError)) else 1
+
+# %% ../../nbs/reproduction/73_cli.ipynb #f2427b47
 def main(
     argv=None, # the words after `trustdd`; those of the process if None
 ) -> int:
     "Run a command; its exit status: 0, 1 failed, 2 wrong request, 75 out of time, 130 interrupted."
     used = process_age() if argv is None else 0.
     words = sys.argv[1:] if argv is None else list(argv)
+    _open_streams()
     try:
-        with process_group(), only_main_process_prints(): return _run(words, used)
+        with process_group(), only_main_process_prints(): status = _run(words, used)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError: return _nobody_reads()
     except OutOfTime as e:
         log_once(f"trustdd: out of time: {' '.join(str(e).split())}; the same command continues")
         return LATE
@@ -168,9 +193,11 @@ def main(
         return 130
     except Exception as e:
         if "--debug" in words: raise
-        log_once(f"trustdd: {' '.join(str(e).split()) or type(e).__name__}")
-        return 2 if isinstance(e, UserError) else 1
+        line, status = _told(e)
+        log_once(f"trustdd: {line}")
+        return status
 
+# %% ../../nbs/reproduction/73_cli.ipynb #5bddf939
 def _run(words, used) -> int:
     "Run the command, `used` seconds after it was typed."
     commands, name = dict(_COMMANDS), words[0] if words else ""

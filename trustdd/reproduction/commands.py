@@ -6,7 +6,7 @@
 __all__ = ['Distill', 'Run', 'Buffers', 'Import', 'Evaluate']
 
 # %% ../../nbs/reproduction/71_commands.ipynb #55e03b87
-import shutil, warnings
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from ..core.distributed import (
     broadcast_from_rank0, is_main_process, main_process_first, world_size)
 from ..core.experiment import Experiment, field_names, to_dict
 from ..core.randomness import pick_device
-from ..core.storage import writable
+from ..core.storage import atomic_write, writable
+from ..core.working import remove_working, working_folder
 from .flags import Command, FileName, Stored, Work, to_value
 
 # %% ../../nbs/reproduction/71_commands.ipynb #468c28ce
@@ -171,13 +172,12 @@ class Evaluate(Work):
         syn = self._recipe(broadcast_from_rank0(lambda: DistilledSet.load(self.file)))
         with main_process_first(): resolve_eval_data(syn, self.dataset, self.ood) # refused early
         out = is_main_process() and self.out and writable(self.out)
-        keep, snapshots = self.out and Path(self.out)/"training", 20 if self.select != "last" else 0
+        keep = self.out and working_folder(self.out, "training")
+        snapshots = 20 if self.select != "last" else 0
         nets = train(syn, self.n_nets, self.seed, self.device, snapshots=snapshots, keep=keep)
         report = evaluate(nets, syn, self.dataset, self.ood, self.select, device=self.device,
-                          logits_out=out and out/"logits.safetensors")
-        if out:
-            report.save(out)
-            shutil.rmtree(keep, ignore_errors=True)
+                          logits_out=out and keep/"logits.safetensors")
+        if out: _replace_results(report, keep/"logits.safetensors", out)
         print(report.summary())
         return 0
 
@@ -185,3 +185,11 @@ class Evaluate(Work):
         if self.epochs is None: return syn
         exp = to_dict(replace(syn.experiment, epochs=self.epochs))
         return replace(syn, provenance=syn.provenance | dict(experiment=exp))
+
+# %% ../../nbs/reproduction/71_commands.ipynb #f1218d5e
+def _replace_results(report, logits, out):
+    "Put logits and report where those of an earlier call may be; never one beside the old other."
+    (out/"report.json").unlink(missing_ok=True)
+    atomic_write(out/"logits.safetensors", logits.read_bytes())
+    report.save(out)
+    remove_working(out, "training")

@@ -18,7 +18,8 @@ from ..core.checks import UserError
 from ..core.experiment import (
     check_same_experiment, Experiment, OUTLIERS, run_name, to_dict)
 from ..core.randomness import pick_device
-from ..core.storage import atomic_write, commit, data_root, digest, runs_root, writable
+from ..core.storage import (
+    atomic_write, commit, data_root, digest, runs_root, seal, unseal, writable)
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
 from ..networks.training import train
@@ -183,7 +184,7 @@ def measured(
     file = runs/"costs"/exps[0].preset/f"{digest(asked)}.json"
     asked["experiments"] = [to_dict(e) for e in exps]
     if not file.exists(): _measure(exps, runs, iterations, asked, file, device, root, progress)
-    found = json.loads(file.read_text())
+    found = _read(file)
     for exp, known in zip(exps, found["asked"]["experiments"]):
         check_same_experiment(exp, known, file)
     return found | dict(file=str(file.relative_to(runs)))
@@ -200,7 +201,14 @@ def _measure(exps, runs, iterations, asked, file, device, root, progress):
         for exp, place in zip(bar, folders):
             costs += _rows(exp, place, iterations, str(device), root)
         found = dict(asked=asked, machine=about, costs=costs)
-        atomic_write(file, json.dumps(found, indent=1) + "\n")
+        atomic_write(file, json.dumps(seal(found), indent=1) + "\n")
+
+# %% ../../nbs/reproduction/56_cost.ipynb #f72f527c
+def _read(file):
+    "What was measured; `UserError` if the file is damaged."
+    try: return unseal(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as e:
+        raise UserError(f"{file} is damaged ({e}); delete it to measure again") from None
 
 # %% ../../nbs/reproduction/56_cost.ipynb #f5466499
 def in_words(

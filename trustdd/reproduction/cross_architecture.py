@@ -6,7 +6,7 @@
 __all__ = ['changed', 'refusal', 'Transfer', 'transfer', 'differences', 'network_folder', 'transfers', 'publish_transfer']
 
 # %% ../../nbs/reproduction/55_cross_architecture.ipynb #3e5115ae
-import json, shutil
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..core.deadline import hold_lock, mark_progress, OutOfTime, StepTimer
 from ..core.experiment import Experiment, from_dict, to_dict
 from ..core.randomness import pick_device, stream
 from ..core.storage import atomic_write, digest, writable
+from ..core.working import remove_working, working_folder
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
 from ..networks.architectures import build_network
@@ -102,8 +103,9 @@ def _evaluate(run, exp, folder, device, root, progress):
     "Train, evaluate, and write `scores.safetensors` and the report."
     dataset, device, syn = prepared(exp, root), pick_device(device), run.distilled
     (folder/"report.json").unlink(missing_ok=True)
+    keep = working_folder(folder, "training")
     with torch_threads(syn.provenance["threads"]):
-        nets = train(syn, device=device, exp=exp, progress=progress, keep=folder/"training")
+        nets = train(syn, device=device, exp=exp, progress=progress, keep=keep)
     if not StepTimer().next():
         raise OutOfTime(f"{folder}: {len(nets)} of {len(nets)} networks trained, to be evaluated")
     images, sources = validation_sets(exp, dataset, root)
@@ -116,7 +118,7 @@ def _evaluate(run, exp, folder, device, root, progress):
     atomic_write(folder/"config.json", json.dumps(config, indent=1) + "\n")
     scores_from_logits(logits).save(folder/"scores.safetensors")
     report_from_logits(logits).save(folder)
-    shutil.rmtree(folder/"training", ignore_errors=True)
+    remove_working(folder, "training")
     mark_progress()
 
 # %% ../../nbs/reproduction/55_cross_architecture.ipynb #7e23656a

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.checks import UserError
-from ..core.deadline import install_signal_handlers, OutOfTime
+from ..core.deadline import end_with_parent, install_signal_handlers, OutOfTime
 
 # %% ../../nbs/reproduction/48_jobs.ipynb #0908cb49
 def processes(
@@ -45,6 +45,7 @@ def fresh_processes(
 
 def _begin(threads, environment):
     "What a worker does first."
+    end_with_parent()
     os.environ.clear()
     os.environ.update(environment)
     install_signal_handlers()

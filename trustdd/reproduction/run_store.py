@@ -19,7 +19,8 @@ from ..core.checks import UserError
 from ..core.deadline import try_lock
 from ..core.distributed import barrier, broadcast_from_rank0
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
-from ..core.storage import atomic_write, digest, runs_root, writable
+from ..core.storage import (
+    atomic_write, digest, read_lines, runs_root, seal, unseal, writable)
 from ..data.distilled_set import DistilledSet
 from ..data.identity import image_identities, other_images
 from ..data.suites import default_aux
@@ -65,7 +66,7 @@ class Run:
                         f"it holds results without it (method {self.exp.method!r})")
 
     def _lines(self, name):
-        return [json.loads(line) for line in self._file(name).read_text().splitlines()]
+        return read_lines(self._file(name))
 
 # %% ../../nbs/reproduction/51_run_store.ipynb #5c0e1d03
 def listed(
@@ -103,7 +104,7 @@ def write_identity(
     root=None,      # where data sets are
 ):
     "Write what the folder is for."
-    atomic_write(folder/"images.json", json.dumps(all_images(exp, root), indent=1) + "\n")
+    atomic_write(folder/"images.json", json.dumps(seal(all_images(exp, root)), indent=1) + "\n")
     atomic_write(folder/"config.json", json.dumps(to_dict(exp), indent=1) + "\n")
 
 def stored_images(
@@ -111,9 +112,9 @@ def stored_images(
 ) -> dict:
     "What the images of a run are known by; `UserError` if nobody recorded it."
     file = Path(folder)/"images.json"
-    try: return json.loads(file.read_text())
+    try: return unseal(json.loads(file.read_text()))
     except ValueError:
-        raise UserError(f"{file} is not readable; delete {folder} to run it again") from None
+        raise UserError(f"{file} is damaged; delete {folder} to run it again") from None
     except OSError:
         raise UserError(f"{folder} was stored before a run's images were recorded; delete it to "
                         "run it again, or, if its images have not changed since, record them: "

@@ -6,7 +6,7 @@
 __all__ = ['compute', 'load_or_run', 'load_or_distill', 'needs_experts', 'run_all']
 
 # %% ../../nbs/reproduction/53_runs.ipynb #7c5b6142
-import itertools, json, shutil
+import itertools
 from pathlib import Path
 
 from ..core.checks import UserError
@@ -15,7 +15,8 @@ from ..core.distributed import (
     broadcast_from_rank0, is_main_process, main_process_first, shard, world_size)
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
 from ..core.randomness import pick_device
-from ..core.storage import atomic_write, runs_root
+from ..core.storage import read_lines, runs_root, write_lines
+from ..core.working import remove_working, working_folder
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
 from ..data.identity import listed_once
@@ -53,7 +54,7 @@ def compute(
     made = source.provenance if source else provenance(exp, dataset, device)
     with torch_threads(made["threads"]):
         nets = train(source or dataset, device=device, exp=exp, progress=progress,
-                     keep=folder/"training", every=every)
+                     keep=working_folder(folder, "training"), every=every)
     seconds = dict(distilling=round(distilling, 1), training=round(_longest(nets), 1))
     if not broadcast_from_rank0(StepTimer().next()):
         done = f"{len(nets)} of {len(nets)} networks trained"
@@ -81,7 +82,7 @@ def _keep_results(logits, folder):
     logits.save(folder/"logits.safetensors")
     scores_from_logits(logits).save(folder/"scores.safetensors")
     report_from_logits(logits).save(folder)
-    shutil.rmtree(folder/"training", ignore_errors=True)
+    remove_working(folder, "training")
     mark_progress()
 
 # %% ../../nbs/reproduction/53_runs.ipynb #e0977322
@@ -93,11 +94,10 @@ def _distilled(exp, dataset, folder, runs, device, root, **options):
     if broadcast_from_rank0(file.exists()):
         return broadcast_from_rank0(lambda: (_found(exp, folder), _seconds(log)))
     if has_sides(exp) and not broadcast_from_rank0(checkpoint.exists()):
-        made = distill_by_sides(exp, dataset, runs, device, root, **options)
-    else: made = _as_a_whole(exp, dataset, folder, runs, device, root, options)
-    syn, losses, seconds = made
+        syn, losses, seconds = distill_by_sides(exp, dataset, runs, device, root, **options)
+    else: syn, losses, seconds = _as_a_whole(exp, dataset, folder, runs, device, root, options)
     def keep():
-        if losses: atomic_write(log, _log(exp, losses, seconds))
+        if losses: write_lines(log, _log(exp, losses, seconds))
         syn.save(file)
         checkpoint.unlink(missing_ok=True)
         return _seconds(log)
@@ -129,12 +129,12 @@ def _log(exp, losses, seconds):
     names = find_method(exp.method).logged
     lines = [dict(iteration=i + 1, **dict(zip(names, both))) for i, both in enumerate(losses)]
     lines[-1]["seconds"] = round(seconds, 1)
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return lines
 
 def _seconds(log):
     "The seconds noted in a log; 0 if there is none, or nothing in it."
-    lines = log.read_text().splitlines() if log.exists() else []
-    return json.loads(lines[-1]).get("seconds", 0) if lines else 0
+    lines = read_lines(log)
+    return lines[-1].get("seconds", 0) if lines else 0
 
 # %% ../../nbs/reproduction/53_runs.ipynb #11ce18d9
 def load_or_run(
@@ -247,5 +247,4 @@ def _work(exp):
     steps = getattr(exp, "outer", None) or getattr(exp, "syn_steps", 1)
     return (exp.ipc + exp.outliers_per_slot) * getattr(exp, "iterations", 0) * steps
 
-def _one(config, runs, root):
-    load_or_run(from_dict(config), runs, "cpu", root, progress=False)
+def _one(config, runs, root): load_or_run(from_dict(config), runs, "cpu", root, progress=False)

@@ -6,12 +6,12 @@
 __all__ = ['validation_sets', 'validate']
 
 # %% ../../nbs/reproduction/50_validation.ipynb #66911185
-import json, shutil
 from pathlib import Path
 
 from ..core.distributed import broadcast_from_rank0, is_main_process
 from ..core.experiment import Experiment
-from ..core.storage import atomic_write
+from ..core.storage import read_lines, write_lines
+from ..core.working import remove_working, working_folder
 from ..data.dataset import Dataset
 from ..data.overlap import check_apart
 from ..data.poe import aux_images
@@ -69,15 +69,16 @@ def validate(
     root=None,          # where data sets are
 ):
     "Add iteration, accuracy and mean AUROC (MSP) of each network, in percent, to `file`."
-    before = Path(file).read_text() if Path(file).exists() else ""
-    done = [json.loads(line)["iteration"] for line in before.splitlines()]
+    before = read_lines(file)
+    done = [row["iteration"] for row in before]
     if broadcast_from_rank0(state.iteration in done): return
-    keep = Path(file).with_name("validation")
-    report = _evaluate_snapshot(exp, state, dataset, device, root, keep)
+    folder = Path(file).parent
+    report = _evaluate_snapshot(
+        exp, state, dataset, device, root, working_folder(folder, "validation"))
     if not is_main_process(): return
     row = dict(iteration=state.iteration, accuracy=report.accuracy, auroc=_mean_auroc(report))
-    atomic_write(file, before + json.dumps(row) + "\n")
-    shutil.rmtree(keep, ignore_errors=True)
+    write_lines(file, [*before, row])
+    remove_working(folder, "validation")
 
 def _mean_auroc(report):
     "Of each network, the mean over OOD sets."
