@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.checks import check_choice, UserError
 from ..core.experiment import Experiment, PRESETS
 from ..core.storage import project_root, runs_root
-from ..evaluation.report import combine
+from ..evaluation.pooling import combine
 from .figures import save_figure
 from .tables import save_table
 

@@ -67,11 +67,7 @@ def validate(
     keep = Path(file).with_name("validation")
     report = _evaluate_snapshot(exp, state, dataset, device, root, keep)
     if not is_main_process(): return
-    row = dict(iteration=state.iteration, accuracy=report.accuracy, auroc=_mean_auroc(report))
+    row = dict(iteration=state.iteration, accuracy=report.accuracy, auroc=report.network_means())
     atomic_write(file, before + json.dumps(row) + "\n")
     shutil.rmtree(keep, ignore_errors=True)
 
-def _mean_auroc(report):
-    "Of each network, the mean over OOD sets."
-    by_set = [values["msp"]["auroc"] for values in report.ood_values.values()]
-    return [sum(of_net) / len(of_net) for of_net in zip(*by_set)]
