@@ -171,13 +171,16 @@ def _shown(frame, gains):
     alone = {g for g, some in frame.groupby("group") if some.ood.nunique() == 2}
     part = frame[~frame.ood.isin(alone - {"mean"})]
     words = {g: f"mean of {g.replace('mean', 'near and far')}" for g in _PARTS}
-    named = part.assign(ood=[words.get(o, o) + " †" * (o in kin) for o in part.ood])
+    named = part.assign(ood=[words.get(o, f"{o}{' †' * (o in kin)} ({g})")
+                             for o, g in zip(part.ood, part.group)])
     shown, bold = wide(named, ["ipc", "ood", "outliers"], ["metric"])
     bold[:] = False
     rows = dict.fromkeys(zip(part.ipc, part.ood, part.outliers))
     for row, key in enumerate(rows):
-        over_others = [g.above() for k, g in gains.items() if k[:3] == key and key[1] not in kin]
-        bold.iloc[row, bold.columns.get_loc("auroc")] = bool(over_others) and all(over_others)
+        others = {o for i, _, o in rows if i == key[0]} - {key[2]}
+        tested = [gains[*key, o].above() for o in others if (*key, o) in gains]
+        best = 0 < len(tested) == len(others) and all(tested) and key[1] not in kin
+        bold.iloc[row, bold.columns.get_loc("auroc")] = best
     return shown.rename(columns={k: v[0] for k, v in METRICS.items()}), bold
 
 
