@@ -188,7 +188,7 @@ def _shown(frame, gains):
 def table_notes(
     frame, # from `ood_table`
 ) -> str:
-    "What the means, bold and the dagger mean in the table, for its caption."
+    "What bold and the dagger mean in the table, for its caption."
     over, kin = frame.attrs["over"], frame.attrs["kin"]
     bold = ("bold: AUROC above each other one of its block with a 95% interval of the difference "
             f"that excludes 0 ({over}); other metrics are not marked")
@@ -196,7 +196,7 @@ def table_notes(
     whose = "; ".join(f"{', '.join(sets)} to {o.upper()}" for o, sets in kin.items())
     dagger = (f"; †: kin to outliers ({whose}): never bold, and left out where means are compared"
               if kin else "")
-    return f"means over near and far sets, noise apart; {bold}{dagger}"
+    return bold + dagger
 
 
 # %% ../../nbs/reproduction/64_claims.ipynb #7c92bc32
