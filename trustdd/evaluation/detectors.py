@@ -228,7 +228,7 @@ def evaluate_detectors(
     names=tuple(DETECTORS), # of `DETECTORS`
     device="cpu",           # where to run
 ) -> list:
-    "One dict a detector, source and OOD set: score, fitted (source or –), ood, metrics (percent)."
+    "A dict a detector, source and OOD set: score, fitted, ood, sides (their scores), metrics (%)."
     used = torch.cat([idx_in for idx_in, _ in pairs.values()]).unique() # the others need no scores
     sets = {"in": test_images[used], **{o: ood_sets[o][idx] for o, (_, idx) in pairs.items()}}
     jobs = [("–", next(iter(sources.values())), False), *((s, x, True) for s, x in sources.items())]
@@ -240,6 +240,6 @@ def evaluate_detectors(
     rows = []
     for (name, source), s in _score_sets(net, fitted, sets, dataset, device=device).items():
         for o, (idx_in, _) in pairs.items():
-            metrics = ood_metrics(s["in"][torch.searchsorted(used, idx_in)], s[o])
-            rows.append(dict(score=name, fitted=source, ood=o, **metrics))
+            sides = s["in"][torch.searchsorted(used, idx_in)], s[o]
+            rows.append(dict(score=name, fitted=source, ood=o, sides=sides, **ood_metrics(*sides)))
     return rows

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.checks import check_choice, UserError
 from ..core.experiment import Experiment, PRESETS
 from ..core.storage import project_root, runs_root
-from ..evaluation.report import combine
+from ..evaluation.pooling import combine
 from .figures import save_figure
 from .tables import save_table
 
@@ -180,7 +180,9 @@ def about(
         runs=sorted({item.name_of(r) for r in runs}))
 
 # %% ../../nbs/reproduction/62_items.ipynb #7f115f18
-def _facts(item, runs, v, extra):
+_MEANS = "; OOD means: over near and far sets, noise apart"
+
+def _facts(item, frame, runs, v, extra):
     "The whole description, and the line about data, seeds and networks that ends a caption."
     meta = {**about(item, runs), **(extra or {}), "held": v.held}
     line = f"{meta['dataset']}, preset {meta['preset']}"
@@ -188,19 +190,20 @@ def _facts(item, runs, v, extra):
     seeds = ("seed " if len(meta["seeds"]) == 1 else "seeds ") + ", ".join(map(str, meta["seeds"]))
     nets = sorted({len(r.report.accuracy) for r in runs})
     each = " to ".join(map(str, sorted({nets[0], nets[-1]})))
-    return meta, f"{line}, {seeds}; {each} networks per seed"
+    means = _MEANS * any(":mean:" in str(q) for q in frame.get("quantity", ()))
+    return meta, f"{line}, {seeds}; {each} networks per seed{means}"
 
 # %% ../../nbs/reproduction/62_items.ipynb #2edae07f
 def publish_figure(item:PaperItem, fig, frame, caption:str, v:Verdict, runs=(), extra=None):
     "Write the figure's .png, .pdf, .csv and .json; returns the verdict."
-    meta, line = _facts(item, runs, v, extra)
+    meta, line = _facts(item, frame, runs, v, extra)
     save_figure(fig, item.out, item.name, _numbered(frame, meta["runs"]), meta,
                 f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
     return v
 
 def publish_table(item:PaperItem, frame, caption:str, v:Verdict, runs=(), extra=None, **layout):
     "Write the table's .md, .tex, .csv and .json; returns the verdict."
-    meta, line = _facts(item, runs, v, extra)
+    meta, line = _facts(item, frame, runs, v, extra)
     save_table(_numbered(frame, meta["runs"]), item.out, item.name, meta,
                f"{caption} ({line}.)", claim=v.claim, verdict=str(v), **layout)
     return v

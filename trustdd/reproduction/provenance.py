@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core.checks import UserError
 from ..core.storage import project_root, runs_root
+from ..data.suites import GROUPS, ood_groups
 from ..evaluation.bootstrap import paired_difference
 from ..evaluation.image_scores import Scores
 from ..evaluation.logits import Logits
@@ -61,11 +62,10 @@ def _values_of(
     metric, *about = quantity.split(":")
     if metric not in METRICS or len(about) != 2 or about[1] not in SCORES: return None
     sets, score = about
-
     def values(report):
-        "Each network's mean over the OOD sets."
-        names = report.ood_values if sets == "mean" else sets.split("|")
-        each = [report.ood_values[name][score][metric] for name in names]
+        "Each network's mean over the OOD sets, or over a group of them."
+        if sets in report.groups: return report.network_means(score, metric, sets)
+        each = [report.ood_values[name][score][metric] for name in sets.split("|")]
         return [math.fsum(v) / len(v) for v in zip(*each)]
     return values
 
@@ -97,11 +97,11 @@ def _interval_end(cell, behind, others):
     "`low` or `high` of the difference to other runs; None without scores of their images."
     metric, _, about = cell.fields["quantity"].partition(":")
     sets, _, score = about.partition(":")
-    statistic = metric if not sets else f"mean_{metric}" if sets == "mean" else f"{metric}:{sets}"
+    named = f"{metric}:{sets}" if sets else metric
+    statistic = f"{sets}_{metric}" if sets in (*GROUPS, "mean") else named
     kept = all(s.folder and s.has("scores") for s in (*behind, *others))
     if not others or not kept or score not in ("", "msp"): return None
-    difference = paired_difference(behind, others, statistic)
-    return getattr(difference, cell.column.split()[-1])
+    return getattr(paired_difference(behind, others, statistic), cell.column.split()[-1])
 
 # %% ../../nbs/reproduction/69_provenance.ipynb #19423167
 def _share(cell, behind):
@@ -190,7 +190,8 @@ def _page(trace):
     key = ", ".join(f"{k}={v}" for k, v in c.key.items())
     yield f"{c.file.stem}, row {c.row} ({key}), column {c.column}: {c.text or 'empty'}"
     facts = {k: about.get(k) for k in ("caption", "claim", "verdict")}
-    facts["quantity"] = c.fields.get("quantity")
+    facts["quantity"] = c.fields.get("quantity") or ""
+    if ":mean:" in facts["quantity"]: facts["mean"] = "over near and far sets; intervals: no kin"
     for k, v in facts.items():
         if v: yield f"  {k:9} {v}"
     for path in _notebooks(c): yield f"  {'notebook':9} {path}"
@@ -241,7 +242,8 @@ def _data(cell, behind):
     made = [s.report.runs[0].get("distilled", {}).get("data") for s in behind if s.folder]
     lines = list(dict.fromkeys(d for d in made or cell.about.get("data", []) if d))
     sets, about = cell.about.get("ood_sets", {}), (cell.fields.get("quantity") or "").split(":")
-    names = [] if len(about) < 2 else sets if about[1] == "mean" else about[1].split("|")
+    groups = ood_groups(sets, cell.about.get("dataset", ""))
+    names = groups.get(about[1], about[1].split("|")) if len(about) > 1 else []
     for name, v in ((name, sets[name]) for name in names if name in sets):
         drawn = f"{v['drawn']:,} of {v['n']:,} drawn, and as many test images"
         lines.append(f"{v['source'] or name}; {drawn}")

@@ -76,11 +76,6 @@ def validate(
     report = _evaluate_snapshot(
         exp, state, dataset, device, root, working_folder(folder, "validation"))
     if not is_main_process(): return
-    row = dict(iteration=state.iteration, accuracy=report.accuracy, auroc=_mean_auroc(report))
+    row = dict(iteration=state.iteration, accuracy=report.accuracy, auroc=report.network_means())
     write_lines(file, [*before, row])
     remove_working(folder, "validation")
-
-def _mean_auroc(report):
-    "Of each network, the mean over OOD sets."
-    by_set = [values["msp"]["auroc"] for values in report.ood_values.values()]
-    return [sum(of_net) / len(of_net) for of_net in zip(*by_set)]
