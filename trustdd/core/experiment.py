@@ -158,9 +158,13 @@ def check_field(
     raise UserError(f"{said} with method = {method!r}: it belongs to {', '.join(others)}")
 
 # %% ../../nbs/core/06_experiment.ipynb #3d86331b
+_LATER = dict(label_smoothing=0.0, outlier_draw=0) # not written where it is this
+
 def to_dict(exp:Experiment) -> dict:
     "The experiment as plain JSON values (tuples become lists)."
-    return json.loads(json.dumps({k: getattr(exp, k) for k in field_names(exp.method)}))
+    values = {k: getattr(exp, k) for k in field_names(exp.method)}
+    kept = {k: v for k, v in values.items() if k not in _LATER or v != _LATER[k]}
+    return json.loads(json.dumps(kept))
 
 # %% ../../nbs/core/06_experiment.ipynb #50eca747
 _RENAMED = {"opc": "outliers_per_slot", "lr_lr": "lr_alpha"}
@@ -188,8 +192,9 @@ def check_same_experiment(
     except (UserError, TypeError) as e:
         raise UserError(f"{where} holds a configuration that this version cannot read ({e}); "
                         "delete it or use another folder") from None
-    wrong = [f"{k}: {stored.get(k)!r} there, {asked.get(k)!r} asked"
-             for k in {**asked, **stored} if stored.get(k) != asked.get(k)]
+    there, wanted = _LATER | stored, _LATER | asked
+    wrong = [f"{k}: {there.get(k)!r} there, {wanted.get(k)!r} asked"
+             for k in {**asked, **stored} if there.get(k) != wanted.get(k)]
     if wrong:
         raise UserError(f"{where} belongs to another experiment ({'; '.join(wrong)}); "
                         "delete it or use another folder")
@@ -198,7 +203,7 @@ def check_same_experiment(
 def overrides(exp:Experiment) -> dict:
     "The fields in which `exp` differs from what its six main fields alone would give."
     plain = to_dict(Experiment(**{k: getattr(exp, k) for k in MAIN}))
-    return {k: v for k, v in to_dict(exp).items() if v != plain[k]}
+    return {k: v for k, v in to_dict(exp).items() if v != plain.get(k)}
 
 # %% ../../nbs/core/06_experiment.ipynb #71bb600a
 def data_name(dataset:str) -> str:

@@ -17,7 +17,8 @@ from ..core.randomness import stream
 from ..data.dataset import Dataset
 from ..networks.training import train
 from .methods import Method, method
-from .starting_images import MatchingState, start as start_from_images
+from .starting_images import (
+    MatchingState, outlier_stream, start as start_from_images)
 
 # %% ../../nbs/distillation/31_coresets.ipynb #b9c16b60
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _chosen_state(exp, dataset, pool, device, choose):
     images = dataset.normalise(dataset.images[rows], device)
     outliers = [images[:0]]
     for slot in range(dataset.n_classes if exp.outliers_per_slot else 0):
-        generator = stream(exp.seed, "init-outliers", slot)
-        outliers.append(pool.draw(slot, exp.outliers_per_slot, generator).to(device))
+        drawn = pool.draw(slot, exp.outliers_per_slot, outlier_stream(exp, slot))
+        outliers.append(drawn.to(device))
     return MatchingState(images, torch.cat(outliers), images[:0], images[:0])
 
 # %% ../../nbs/distillation/31_coresets.ipynb #082963ba

@@ -22,10 +22,11 @@ def training_loss(
     logits:torch.Tensor, # (n + m, k): n labelled rows, then m outliers
     labels:torch.Tensor, # (n,)
     lam:float=0.5,       # λ, the weight of the outlier loss
+    label_smoothing:float=0.0, # share of the label that all classes get, as torch has it
 ) -> torch.Tensor:
     "`CE + λ · outlier loss` (Ma et al. 2024, section 4); plain cross-entropy without outliers."
     n = len(labels)
-    loss = F.cross_entropy(logits[:n], labels)
+    loss = F.cross_entropy(logits[:n], labels, label_smoothing=label_smoothing)
     if len(logits) == n: return loss
     return loss + lam * outlier_loss(logits[n:])
 

@@ -35,6 +35,7 @@ def fit(
     start:int=0,    # epochs that are done
     before=None,    # before(epoch), called before each epoch
     after=None,     # after(epoch, loss), with the mean loss of its batches as a tensor ()
+    label_smoothing:float=0.0, # of the labelled images
 ):
     "Train `net` on the batches of epochs `start` to `epochs` - 1."
     for epoch in range(start, epochs):
@@ -42,7 +43,7 @@ def fit(
         total, steps = 0, 0
         for x, y in batches(epoch):
             optimiser.zero_grad(set_to_none=True)
-            loss = training_loss(net(x), y, lam)
+            loss = training_loss(net(x), y, lam, label_smoothing)
             loss.backward()
             optimiser.step()
             total, steps = total + loss.detach(), steps + 1
@@ -66,6 +67,7 @@ class TrainingSettings(Settings):
     momentum_eval:float=0.9     # their momentum
     weight_decay:float=5e-4     # their weight decay
     batch_eval:int=256          # their batch size
+    label_smoothing:float=0.0   # share of their labels spread over all classes; 0 or more, below 1
 
     @classmethod
     def defaults(cls, known):
@@ -78,6 +80,9 @@ class TrainingSettings(Settings):
         for k in ("n_nets", "epochs", "batch_eval"): check_int(k, getattr(self, k), 1)
         for k in ("lam", "momentum_eval", "weight_decay"): check_number(k, getattr(self, k))
         check_number("lr_eval", self.lr_eval, positive=True)
+        check_number("label_smoothing", self.label_smoothing)
+        if self.label_smoothing >= 1:
+            raise UserError(f"label_smoothing = {self.label_smoothing} must be below 1")
 
 # %% ../../nbs/networks/24_training.ipynb #dd5cf514
 def _step_size(
@@ -171,7 +176,7 @@ def _train_one(net, fast, data, exp, seed, k, wanted, bar, checkpoints):
     def after(epoch, loss):
         if epoch + 1 in wanted: history.append(dict(epoch=epoch + 1, state=_state_on_cpu(net)))
         bar.update()
-    fit(fast, optimiser, batches, exp.epochs, exp.lam, done, before, after)
+    fit(fast, optimiser, batches, exp.epochs, exp.lam, done, before, after, exp.label_smoothing)
     made = _finished(net, k, lr, history)
     made.seconds = seconds() if done < exp.epochs else earlier
     if done < exp.epochs: checkpoints.save(k, exp.epochs, made.seconds, net, optimiser, history)

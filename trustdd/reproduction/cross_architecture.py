@@ -32,7 +32,7 @@ from .validation import validation_sets
 
 # %% ../../nbs/reproduction/55_cross_architecture.ipynb #937011b9
 _TRAINED = ("model", "width", "depth", "norm", "act", "pool", "n_nets", "epochs", "lr_eval",
-            "momentum_eval", "weight_decay", "batch_eval")
+            "momentum_eval", "weight_decay", "batch_eval", "label_smoothing")
 
 def changed(
     exp:Experiment, # of the run whose set is trained on

@@ -33,9 +33,10 @@ SIDES = ("images", "outliers")
 _UNSEEN = dict(
     preset="paper", inner=0, lr_net=0.01, batch_net=256, lam=0.5, n_nets=1, epochs=1,
     lr_eval=0.01, momentum_eval=0.9, weight_decay=5e-4, batch_eval=256, ood=(), n_test=0,
-    watch=())
+    watch=(), label_smoothing=0.0)
 _NO_OUTLIERS = dict(
-    outliers="none", outliers_per_slot=0, corruptions=FOUR, distill_outliers=True, aux="")
+    outliers="none", outliers_per_slot=0, corruptions=FOUR, distill_outliers=True, aux="",
+    outlier_draw=0)
 
 def side_experiment(
     exp:Experiment, # of a run

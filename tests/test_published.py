@@ -1,0 +1,39 @@
+"Fields that are added to experiments leave stored runs as they are: their names, their configuration, their sides."
+import json
+from pathlib import Path
+
+import pytest
+
+from trustdd.core.checks import UserError
+from trustdd.core.experiment import Experiment, from_dict, run_name, to_dict
+from trustdd.core.storage import project_root
+from trustdd.reproduction.run_store import check_identity, is_finished
+from trustdd.reproduction.sides import side_folder
+
+STORE = project_root()/"published"
+RUNS = [c.parent for c in sorted(STORE.rglob("config.json")) if not {"networks", "unfinished"} & set(c.parts)]
+
+
+def test_a_published_run_is_still_the_one_asked_for():
+    for folder in RUNS:
+        stored = json.loads((folder/"config.json").read_text())
+        exp = from_dict(stored)
+        assert to_dict(exp) == stored
+        assert run_name(exp) == str(folder.relative_to(STORE))
+    assert is_finished(exp, folder)
+
+
+@pytest.mark.parametrize("field", [dict(label_smoothing=0.1), dict(outlier_draw=1), dict(corruptions=["noise"])])
+def test_a_control_is_another_run(field):
+    exp = Experiment(outliers="poe", ipc=1)
+    folder = STORE/run_name(exp)
+    other = from_dict(to_dict(exp) | field)
+    assert run_name(other).startswith(f"{run_name(exp)}-")
+    with pytest.raises(UserError, match=next(iter(field))): check_identity(other, folder)
+
+
+def test_sides_at_the_papers_scale_keep_their_folders():
+    def name(side, **fields): return side_folder(Experiment(preset="paper", ipc=1, **fields), side, Path("runs")).name
+    for fields in ({}, dict(label_smoothing=0.1), dict(epochs=2000), dict(outliers="poe", outlier_draw=2)):
+        assert name("images", **fields) == "cifar10-dsa-images-ipc1-seed0-d283052b"
+    assert name("outliers", outliers="poe") == "cifar10-dsa-outliers-ipc1-seed0-49c8e68b"
