@@ -24,7 +24,7 @@ from .conventions import (
 from .conversion import (
     label_order, order_text, renumbered, to_labels, to_pixels, unclear_rows)
 from .distillation import provenance
-from .layouts import read_foreign
+from .layouts import beside, read_foreign
 from .trajectory_matching import trajectory_settings
 
 # %% ../../nbs/distillation/38_importers.ipynb #a1c786f4
@@ -64,6 +64,7 @@ def _target(name, got, classes, shape, mean, std, root):
         more = ", ".join(f"--{n}" for n, v in parts if v is None).replace("mean", "mean, --std")
         why = str(e).split(";")[0]
         raise UserError(f"{why}; to import without it, add {more}") from None
+    k = None if names else k # names are held against the data set's when labels are
     for what, a, b in (("classes", k, len(dataset.classes)), ("shape", shape, dataset.shape)):
         if a not in (None, b): raise UserError(f"{what} = {a}, but dataset {name!r} has {b}")
     return dataset
@@ -74,7 +75,8 @@ _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="
 
 def _check_missing(file, got, dataset, recipe, soft, outliers, white):
     "`UserError` that names what a set needs beside its files."
-    asked = ((got.labels is None, "--labels FILE (none lies beside it)"),
+    near = beside(file)
+    asked = ((got.labels is None, f"--labels FILE ({near.name if near else 'a file of them'} is not beside it)"),
              (dataset is None, "--dataset NAME"),
              (recipe is None, "--recipe dc, dsa or mtt (how networks are trained on it)"),
              (soft is None and unclear_rows(got.labels),
