@@ -181,7 +181,9 @@ class Evaluate(Work):
             raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
         _check_ours(self.file)
         syn = self._recipe(broadcast_from_rank0(lambda: DistilledSet.load(self.file)))
-        with main_process_first(): resolve_eval_data(syn, self.dataset, self.ood) # refused early
+        with main_process_first():
+            syn = _as_the_data_set_counts(syn, self.dataset)
+            resolve_eval_data(syn, self.dataset, self.ood) # refused early
         out = is_main_process() and self.out and writable(self.out)
         keep, snapshots = self.out and Path(self.out)/"training", 20 if self.select != "last" else 0
         nets = train(syn, self.n_nets, self.seed, self.device, snapshots=snapshots, keep=keep)
@@ -211,3 +213,18 @@ def _check_ours(file):
     if what not in (NPY, NPZ, TORCH, "a folder"): return
     raise UserError(f"{file} is {what}, not a distilled set of TrustDD; import it first: trustdd "
                     f"import {file} --dataset NAME --out NAME.safetensors")
+
+def _as_the_data_set_counts(syn, dataset):
+    "A set imported without its data set, with the names and order of the classes of that."
+    from trustdd.data.catalog import load_dataset
+    from trustdd.distillation.conversion import label_order, order_text, renumbered
+    if "imported" not in syn.provenance: return syn
+    dataset = load_dataset(dataset or syn.experiment.dataset)
+    plain = all(c.isdigit() for c in syn.classes)
+    same = sorted(syn.classes) == sorted(dataset.classes)
+    if syn.classes == dataset.classes or len(syn.classes) != len(dataset.classes): return syn
+    if not same and not plain: return syn
+    order, whose = label_order(dataset, given=syn.classes if same else None)
+    log_once(order_text(dataset, order, whose))
+    labels, soft = renumbered(syn.labels, syn.soft, order)
+    return replace(syn, labels=labels, soft=soft, classes=dataset.classes)
