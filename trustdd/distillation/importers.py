@@ -76,7 +76,8 @@ _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="
 def _check_missing(file, got, dataset, recipe, soft, outliers, white):
     "`UserError` that names what a set needs beside its files."
     near = beside(file)
-    asked = ((got.labels is None, f"--labels FILE ({near.name if near else 'a file of them'} is not beside it)"),
+    near = near.name if near else "a file of them"
+    asked = ((got.labels is None, f"--labels FILE ({near} is not beside it)"),
              (dataset is None, "--dataset NAME"),
              (recipe is None, "--recipe dc, dsa or mtt (how networks are trained on it)"),
              (soft is None and unclear_rows(got.labels),

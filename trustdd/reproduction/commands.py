@@ -211,8 +211,8 @@ def _check_ours(file):
     from trustdd.distillation.foreign_files import NPY, NPZ, TORCH, what_is
     what = what_is(file)
     if what not in (NPY, NPZ, TORCH, "a folder"): return
-    raise UserError(f"{file} is {what}, not a distilled set of TrustDD; import it first: trustdd "
-                    f"import {file} --dataset NAME --out NAME.safetensors")
+    raise UserError(f"{file} is {what}, not a safetensors file of TrustDD; import it first: "
+                    f"trustdd import {file} --dataset NAME --out NAME.safetensors")
 
 def _as_the_data_set_counts(syn, dataset):
     "A set imported without its data set, with the names and order of the classes of that."
