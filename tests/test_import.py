@@ -170,15 +170,15 @@ def spoil(syn, what):
     if what == "nan": x[3, 0, 0, 0] = float("nan")
     if what == "short": y = y[:-1]
     if what == "high": y[0] = 10
-    if what == "soft": y = torch.nn.functional.one_hot(y, 10).float()
-    if what == "bytes": x = (x + 9).byte()
-    if what == "colours": x = x.sigmoid()
+    if what == "rows": y = torch.nn.functional.one_hot(y, 10) * 3. + torch.rand(len(y), 10)
+    if what == "bytes": x = (x > 0).byte()
+    if what == "between": x = x + 5
     if what == "missing": y[y == 4] = 5
     return x, y
 
 
 @pytest.mark.parametrize("what, said", [
-    ("nan", "NaN image 3"), ("short", "(19,) 20 images"), ("high", "0 to 10 10 classes"), ("soft", "one-hot"), ("bytes", "uint8"), ("colours", "not normalised"), ("missing", "leave out 1 of the 10"),
+    ("nan", "NaN image 3"), ("short", "(19,) 20 images"), ("high", "0 to 10 10 classes"), ("rows", "--soft softmax argmax"), ("bytes", "uint8 normalised"), ("between", "neither normalised"), ("missing", "leave out 1 of the 10"),
 ])
 @pytest.mark.parametrize("layout", ["mtt", "dc"])
 def test_wrong_tensors(made, project, capfd, layout, what, said):
@@ -194,21 +194,21 @@ def test_wrong_tensors(made, project, capfd, layout, what, said):
 @pytest.mark.parametrize("words, said", [
     ("images_best.pt --dataset digits@16", "(20, 1, 8, 8) digits (1, 16, 16)"),
     ("images_best.pt --dataset nosuch", "nosuch"),
-    ("images_2.pt --dataset digits", "labels_2.pt not there"),
+    ("images_2.pt --dataset digits", "labels_2.pt not beside"),
     ("images_best.pt --dataset digits --labels none.pt", "none.pt not there"),
     ("images_best.pt --dataset digits --lr fast.pt", "fast.pt not there"),
     ("images_best.pt --dataset digits --lr 0", "lr above 0"),
     ("images_best.pt --dataset digits --index 0", "index one set"),
     ("images_best.pt --dataset digits --outliers poe", "poe holds none"),
     ("images_best.pt --dataset digits --outliers poe --outliers-file few.pt", "few.pt (1, 4, 4) digits"),
-    ("images_best.pt --dataset digits --method dm", "dm dc, dsa, mtt"),
+    ("images_best.pt --dataset digits --recipe dm", "dm dc, dsa, mtt"),
     ("images_best.pt --dataset digits --mean 0.5", "mean std both"),
     ("images_best.pt --dataset digits --mean 0.5 --std zero", "zero numbers"),
     ("images_best.pt --dataset digits --classes cat,dog", "cat, dog digits"),
     ("images_best.pt --dataset digits --epochs 0", "epochs 0"),
     ("cut.pt --dataset digits --method mtt", "cut.pt cut short"),
-    ("other.pt --dataset digits --method mtt", "other.pt dictionary pixels"),
-    ("mine.pt --dataset digits", "mine.pt method"),
+    ("other.pt --dataset digits --method mtt", "other.pt --labels"),
+    ("mine.pt", "mine.pt --labels --dataset --recipe"),
     ("res_DSA_digits_ConvNet_2ipc.pt --dataset digits --index 2", "index 2 0 to 1"),
     ("res_DSA_digits_ConvNet_2ipc.pt --dataset digits --labels labels_best.pt", "labels_best.pt itself"),
     ("res_DSA_digits_ConvNet_2ipc.pt --dataset digits", "outliers oe poe"),

@@ -46,6 +46,7 @@ _RANGES = {
     "rotate": ((-math.radians(15), math.radians(15)),),
 }
 _ALL = "_".join(_RANGES) # what DSA draws from
+_DRAWN = _RANGES | {"rotate45": ((-math.radians(45), math.radians(45)),)} # of DC, for MNIST
 
 # %% ../../nbs/data/14_augment.ipynb #5e6fc555
 def draw(
@@ -57,11 +58,11 @@ def draw(
     if strategy in ("", "none"): return AugmentationParams("none")
     ops = strategy.split("_")
     for op in ops:
-        check_choice("strategy", op, tuple(_RANGES))
+        check_choice("strategy", op, tuple(_DRAWN))
     op = ops[int(torch.randint(len(ops), (), generator=generator))]
-    units = torch.rand(len(_RANGES[op]), n, generator=generator, dtype=torch.float64)
+    units = torch.rand(len(_DRAWN[op]), n, generator=generator, dtype=torch.float64)
     if op == "flip": return AugmentationParams(op, ((units[0] < 0.5).double(),))
-    params = [low + (high - low) * u for u, (low, high) in zip(units, _RANGES[op])]
+    params = [low + (high - low) * u for u, (low, high) in zip(units, _DRAWN[op])]
     return AugmentationParams(op, tuple(params))
 
 # %% ../../nbs/data/14_augment.ipynb #32550ab9
@@ -147,7 +148,8 @@ def _rotate(x, angle, align_corners=True):
     return _warp(x, torch.stack((c, -s, s, c), 1).view(-1, 2, 2), align_corners)
 
 # %% ../../nbs/data/14_augment.ipynb #2816327d
-_OPS = dict(color=_color, crop=_crop, cutout=_cutout, flip=_flip, scale=_scale, rotate=_rotate)
+_OPS = dict(color=_color, crop=_crop, cutout=_cutout, flip=_flip, scale=_scale, rotate=_rotate,
+            rotate45=_rotate)
 
 def augment(
     x:Tensor,                  # (b, C, H, W), normalised
@@ -159,7 +161,7 @@ def augment(
     if omega.n not in (1, len(x)):
         raise UserError(f"omega holds parameters for {omega.n} images, the batch has {len(x)}; "
                         f"draw with n = 1 or n = {len(x)}")
-    extra = (align_corners,) if omega.op in ("scale", "rotate") else ()
+    extra = (align_corners,) if omega.op in ("scale", "rotate", "rotate45") else ()
     return _OPS[omega.op](x, *omega.to(x.device).params, *extra)
 
 # %% ../../nbs/data/14_augment.ipynb #27b5e35b
@@ -175,6 +177,6 @@ class AugmentationSettings(Settings):
         if not isinstance(self.strategy, str):
             raise UserError(f"strategy = {self.strategy!r} must be a text")
         parts = self.strategy.split("_")
-        for part in parts: check_choice("strategy", part, ("none", *_ALL.split("_")))
+        for part in parts: check_choice("strategy", part, ("none", *_DRAWN))
         if "none" in parts and len(parts) > 1:
             raise UserError(f"strategy = {self.strategy!r} joins none with others; choose either")

@@ -17,6 +17,7 @@ from PIL import Image
 from ..core.checks import UserError
 from ..core.experiment import Experiment, from_dict, to_dict
 from ..core.storage import read_safetensors, write_safetensors
+from .cards import card_of, export_as
 from .catalog import prepared
 
 # %% ../../nbs/data/16_distilled_set.ipynb #89dd0774
@@ -33,6 +34,7 @@ class DistilledSet:
     std:tuple               # likewise
     provenance:dict         # "experiment" and what made it
     lr:float=None           # the learned step size to train with (mtt), or None
+    soft:torch.Tensor=None  # (n, k) float32, soft labels to train with; `labels` are their largest
 
     @property
     def shape(self) -> tuple: return tuple(self.images.shape[1:])
@@ -55,6 +57,7 @@ class DistilledSet:
                     std=list(self.std), provenance=self.provenance)
         if self.lr is not None: meta["lr"] = self.lr
         tensors = dict(images=self.images, labels=self.labels, outliers=self.outliers)
+        if self.soft is not None: tensors["soft"] = self.soft
         write_safetensors(path, tensors, {"trustdd": json.dumps(meta, sort_keys=True)})
 
     @classmethod
@@ -66,9 +69,22 @@ class DistilledSet:
         meta = _description(meta, path)
         pixels = (tensors.get(k) for k in ("images", "labels", "outliers"))
         words = (tuple(meta[k]) for k in ("classes", "mean", "std"))
-        syn = cls(*pixels, *words, meta["provenance"], meta.get("lr"))
+        syn = cls(*pixels, *words, meta["provenance"], meta.get("lr"),
+                  tensors.get("soft"))
         _check(syn, path)
         return syn
+
+    @property
+    def card(self) -> dict:
+        "How the set is to be used, and who made it from what: a few words under each heading."
+        return card_of(self)
+
+    def export(self,
+        folder,         # where to write, made if missing
+        layout:str="dc",# dc, mtt or folder: as those codes, or CLASS/NAME.png
+    ) -> Path:
+        "Write the set in a layout that others read; returns the file or folder to import again."
+        return export_as(self, folder, layout)
 
     def denormalise(self,
         x:torch.Tensor, # (n, C, H, W) normalised
@@ -87,7 +103,8 @@ class DistilledSet:
     ) -> Image.Image:
         "A small picture: the first image of each class, and below it the slot's first outlier."
         n = min(n, self.n_classes)
-        firsts = [int((self.labels == c).nonzero()[0]) for c in range(n)]
+        like = self.soft if self.soft is not None else self.labels[:, None] == torch.arange(n)
+        firsts = [int(like[:, c].float().argmax()) for c in range(n)]
         rows = [self.images[firsts]]
         if len(self.outliers) >= self.n_classes:
             rows.append(self.outliers[::len(self.outliers) // self.n_classes][:n])
@@ -129,6 +146,9 @@ def _fits(syn) -> bool:
     if x.dtype != torch.float32 or out.dtype != torch.float32: return False
     if x.ndim != 4 or not len(x): return False
     if y.shape != (len(x),) or y.dtype != torch.int64: return False
+    s = syn.soft
+    if s is not None and (s.shape != (len(x), syn.n_classes) or s.dtype != torch.float32):
+        return False
     return out.shape[1:] == x.shape[1:] and len(syn.mean) == len(syn.std) == x.shape[1]
 
 # %% ../../nbs/data/16_distilled_set.ipynb #d717de8e
@@ -140,5 +160,7 @@ def _check(syn, path):
         raise UserError(f"{path} has pixels that are not finite (NaN or infinity)")
     if syn.lr is not None and not (isinstance(syn.lr, float) and 0 < syn.lr < float("inf")):
         raise UserError(f"{path} has the step size {syn.lr!r}; it must be a finite number above 0")
+    if syn.soft is not None and not (syn.soft.isfinite().all() and syn.soft.min() >= 0):
+        raise UserError(f"{path} has soft labels that are not finite numbers of 0 or more")
     if syn.labels.min() < 0 or syn.labels.max() >= syn.n_classes:
         raise UserError(f"{path} has labels outside its {syn.n_classes} classes")

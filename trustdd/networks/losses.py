@@ -20,7 +20,7 @@ def outlier_loss(
 # %% ../../nbs/networks/21_losses.ipynb #b1b7cc94
 def training_loss(
     logits:torch.Tensor, # (n + m, k): n labelled rows, then m outliers
-    labels:torch.Tensor, # (n,)
+    labels:torch.Tensor, # (n,), or soft: (n, k), each row a distribution over the classes
     lam:float=0.5,       # λ, the weight of the outlier loss
     label_smoothing:float=0.0, # share of the label that all classes get, as torch has it
 ) -> torch.Tensor:

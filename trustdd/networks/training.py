@@ -98,7 +98,7 @@ def _step_size(
 class _TrainingData:
     "What networks are trained on, on its device."
     images:torch.Tensor     # (n, C, H, W), float32 normalised, or uint8 with `normalise`
-    labels:torch.Tensor     # (n,)
+    labels:torch.Tensor     # (n,), or soft (n, k)
     outliers:torch.Tensor   # (m, C, H, W) float32 normalised
     n_classes:int           # number of logits
     normalise:object=None   # uint8 → float32, or None
@@ -110,7 +110,8 @@ class _TrainingData:
 def _training_data(source, device="cpu"):
     "A `Dataset` or a distilled set on the device, ready for training."
     if not isinstance(source, Dataset):
-        tensors = (x.to(device) for x in (source.images, source.labels, source.outliers))
+        labels = source.labels if getattr(source, "soft", None) is None else source.soft
+        tensors = (x.to(device) for x in (source.images, labels, source.outliers))
         return _TrainingData(*tensors, source.n_classes, None, source.lr)
     images, labels = source.images.to(device), source.labels.to(device)
     outliers = torch.empty(0, *source.shape, device=device)

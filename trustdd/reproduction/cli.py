@@ -149,7 +149,8 @@ _COMMANDS = {
     **_from("predict", "Reject Predict"),
     "paper": Paper, "gallery": Gallery, "explain": Explain, "list": List}
 # commands with the flags of an experiment, and which groups of them they leave out
-_EXPERIMENT = {"distill": (), "run": (), "buffers": (), "import": ("request", "data")}
+_EXPERIMENT = {"distill": (), "run": (), "buffers": (), "import": (
+    "request", "data", "matching", "outlier_pool", "evaluation")}
 _SHARED = ("distill", "run", "buffers", "evaluate") # several processes can share these
 
 # %% ../../nbs/reproduction/73_cli.ipynb #1a1a88fd

@@ -14,7 +14,7 @@ from tyro import MISSING
 
 from ..core.checks import UserError, check_choice
 from ..core.distributed import (
-    broadcast_from_rank0, is_main_process, main_process_first, world_size)
+    broadcast_from_rank0, is_main_process, log_once, main_process_first, world_size)
 from ..core.experiment import Experiment, field_names, to_dict
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, writable
@@ -115,36 +115,45 @@ class Buffers(Stored):
 @dataclass(frozen=True)
 class Import(Command):
     "Make a distilled set of the files that another code wrote."
-    file:FileName=MISSING               # images_*.pt of MTT, or res_*.pt of DC, DSA, DM, TrustDD
-    dataset:str=MISSING                 # the data set that was distilled: a name or a folder
-    out:str=MISSING                     # the distilled set to write, NAME.safetensors
-    labels:str|None=None                # labels of images_*.pt; the file beside
-    outliers_file:str|None=None         # outliers, if they are in a file of their own
-    method:str|None=None                # dc, dsa or mtt; by the file's name
-    outliers:str|None=None              # oe or poe, what the outliers are; none leaves them out
+    file:FileName=MISSING               # .pt, .npz, .npy, a folder, a,b or "part_*.npz"
+    dataset:str|None=None               # the data set that was distilled; by the file's name
+    out:str|None=None                   # the distilled set to write; FILE.safetensors, here
+    labels:str|None=None                # labels, if they are not in the file; the file beside
+    method:str|None=None                # what to call the method, any text; by the file's name
+    recipe:str|None=None                # dc, dsa or mtt: how networks learn; by the method
     lr:str|None=None                    # learned step size, a number or its file; the file beside
-    index:int|None=None                 # which experiment of res_*.pt; the first
+    index:int|None=None                 # which experiment of res_*.pt, from 0; the first
     ipc:int|None=None                   # images per class; counted
-    classes:tuple[str, ...]|None=None   # class names in the file's order; the data set's
+    classes:tuple[str, ...]|None=None   # class names in the file's order, or how many
+    shape:tuple[str, ...]|None=None     # C,H,W of an image, if the data set is not at hand
     mean:tuple[str, ...]|None=None      # with which the images were normalised, per channel
     std:tuple[str, ...]|None=None       # likewise
     zca:bool=False                      # the images are whitened
+    no_zca:bool=False                   # they are not, although the published set is
+    soft:str|None=None                  # softmax or argmax, of label rows that are no probabilities
+    outliers_file:str|None=None         # outliers, if they are in a file of their own
+    outliers:str|None=None              # oe or poe, what the outliers are; none leaves them out
+    claimed:tuple[str, ...]|None=None   # accuracy its authors claim, 65.4 or 65.4,0.7; the file's
     preset:str="paper"                  # of the recipe that networks are trained by
     seed:int=0                          # of the experiment that the set is said to be of
 
     def run(self, fields) -> int:
-        "Prints where the set is and what was noticed."
+        "Prints the set's card, and what was noticed."
         from trustdd.distillation.importers import import_set
-        if Path(self.out).is_dir():
-            raise UserError(f"--out {self.out} is a folder; name a file in it")
-        own = {k: v for k, v in asdict(self).items() if k not in ("debug", "out")}
-        others = {k: v for k, v in fields.items() if k not in own}
+        if self.zca and self.no_zca: raise UserError("--zca and --no-zca exclude each other")
+        out = Path(self.out or f"{Path(self.file).stem.strip('*_')}.safetensors")
+        if out.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
+        if not self.out and out.exists(): raise UserError(f"{out} is there; name another --out")
+        own = {k: v for k, v in asdict(self).items() if k not in ("debug", "out", "no_zca")}
+        own["zca"] = self.zca or (False if self.no_zca else None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            syn = import_set(**own | dict(zca=self.zca or None) | others)
-        syn.save(self.out)
-        note = syn.provenance["imported"]["note"]
-        print(f"{syn!r}", *[f"note: {note}"] * bool(note), self.out, sep="\n")
+            syn = import_set(**own | {k: v for k, v in fields.items() if k not in own})
+        syn.save(out)
+        imported = syn.provenance["imported"]
+        notes = [f"note: {n}" for n in imported["note"].split("; ") if n]
+        card = [f"  {k}: {v}" for k, v in syn.card.items()]
+        print(f"{syn!r}", *card, imported["order"], *notes, out, sep="\n")
         return 0
 
 # %% ../../nbs/reproduction/71_commands.ipynb #a23132c5
@@ -159,18 +168,23 @@ class Evaluate(Work):
     ood:tuple[str, ...]|None=None       # OOD test sets; the data set's usual ones
     select:str="last"                   # last epoch, or best_on_test (to compare with old numbers)
     out:str|None=None                   # folder for report.json, ood.csv and logits.safetensors
+    diagnose:bool=False                 # try the usual causes of an accuracy other than claimed
 
     def run(self, fields) -> int:
         "Prints a table."
         from trustdd.data.distilled_set import DistilledSet
+        from trustdd.evaluation.diagnosis import compare_with_claim, diagnose
         from trustdd.evaluation.evaluation import evaluate, resolve_eval_data
         from trustdd.networks.training import train
         check_choice("select", self.select, ("last", "best_on_test"))
         pick_device(self.device)
         if self.time_budget and not self.out:
             raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
+        _check_ours(self.file)
         syn = self._recipe(broadcast_from_rank0(lambda: DistilledSet.load(self.file)))
-        with main_process_first(): resolve_eval_data(syn, self.dataset, self.ood) # refused early
+        with main_process_first():
+            syn = _as_the_data_set_counts(syn, self.dataset)
+            resolve_eval_data(syn, self.dataset, self.ood) # refused early
         out = is_main_process() and self.out and writable(self.out)
         keep = self.out and working_folder(self.out, "training")
         snapshots = 20 if self.select != "last" else 0
@@ -179,12 +193,41 @@ class Evaluate(Work):
                           logits_out=out and keep/"logits.safetensors")
         if out: _replace_results(report, keep/"logits.safetensors", out)
         print(report.summary())
+        line, warning = compare_with_claim(syn, report.accuracy)
+        if line: print(line)
+        if warning: log_once(f"warning: {warning}")
+        if self.diagnose:
+            for trial in diagnose(syn, nets, self.dataset, self.device): print(trial)
         return 0
 
     def _recipe(self, syn):
         if self.epochs is None: return syn
         exp = to_dict(replace(syn.experiment, epochs=self.epochs))
         return replace(syn, provenance=syn.provenance | dict(experiment=exp))
+
+# %% ../../nbs/reproduction/71_commands.ipynb #0dfd9dfb
+def _check_ours(file):
+    "`UserError` that says to import a file of another code first."
+    from trustdd.distillation.foreign_files import NPY, NPZ, TORCH, what_is
+    what = what_is(file)
+    if what not in (NPY, NPZ, TORCH, "a folder"): return
+    raise UserError(f"{file} is {what}, not a safetensors file of TrustDD; import it first: "
+                    f"trustdd import {file} --dataset NAME --out NAME.safetensors")
+
+def _as_the_data_set_counts(syn, dataset):
+    "A set imported without its data set, with the names and order of the classes of that."
+    from trustdd.data.catalog import load_dataset
+    from trustdd.distillation.conversion import label_order, order_text, renumbered
+    if "imported" not in syn.provenance: return syn
+    dataset = load_dataset(dataset or syn.experiment.dataset)
+    plain = all(c.isdigit() for c in syn.classes)
+    same = sorted(syn.classes) == sorted(dataset.classes)
+    if syn.classes == dataset.classes or len(syn.classes) != len(dataset.classes): return syn
+    if not same and not plain: return syn
+    order, whose = label_order(dataset, given=syn.classes if same else None)
+    log_once(order_text(dataset, order, whose))
+    labels, soft = renumbered(syn.labels, syn.soft, order)
+    return replace(syn, labels=labels, soft=soft, classes=dataset.classes)
 
 # %% ../../nbs/reproduction/71_commands.ipynb #f1218d5e
 def _replace_results(report, logits, out):

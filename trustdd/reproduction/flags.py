@@ -157,7 +157,8 @@ def given(
 def check_flags(command, words):
     "Raise `UserError` for a flag that is a field of experiments of other methods only."
     typed, own = _typed(words), {f.name for f in fields(command)}
-    method = check_choice("method", typed.get("method", "dsa"), methods())
+    named = "dsa" if "method" in own else typed.get("method", "dsa") # of an import it is a label
+    method = check_choice("method", named, methods())
     known = {name for m in methods() for name in field_names(m)}
     for name in typed:
         if name in known - own: check_field(name, method, typed[name])

@@ -1,0 +1,338 @@
+"Every layout in which people release distilled sets, written here and imported: the labels keep their meaning, doubt is asked about, and a set that we export comes back as it was."
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import one_thread
+from trustdd.core.checks import UserError
+from trustdd.core.experiment import Experiment
+from trustdd.data.catalog import load_dataset
+from trustdd.data.distilled_set import DistilledSet
+from trustdd.distillation.distillation import distill
+from trustdd.distillation.importers import import_set
+from trustdd.networks.training import train
+from trustdd.reproduction.cli import main
+
+FLAGS = "--preset smoke --width 4 --n-nets 2 --epochs 3".split()
+RECIPE = ["--recipe", "dsa", *FLAGS]
+pytestmark = [pytest.mark.usefixtures("project"), pytest.mark.filterwarnings("ignore::UserWarning")]
+
+
+@pytest.fixture(scope="module")
+def made():
+    "Two real digits per class: bytes, normalised images and labels."
+    digits = load_dataset("digits")
+    chosen = torch.cat([digits.of_class(c)[:2] for c in range(10)])
+    return digits.images[chosen], digits.normalise(digits.images[chosen]), digits.labels[chosen]
+
+
+def imported(file, *words):
+    "The set that the command makes of a file."
+    assert main(["import", str(file), *words, "--out", "out.safetensors"]) == 0
+    return DistilledSet.load("out.safetensors")
+
+
+def judge(file, folder, *words):
+    "The report of `trustdd evaluate`."
+    assert main(["evaluate", str(file), "--ood", "gaussian,skimage-textures", "--device", "cpu", "--out", str(folder), *words]) == 0
+    report = json.loads((folder/"report.json").read_text())
+    return {what: report[what] for what in ("accuracy", "ood_values", "errors", "ece", "reliability", "n_test")}
+
+
+# --- layouts
+
+def one_hot(y, low=0., high=1.): return torch.full((len(y), 10), low).scatter_(1, y[:, None], high)
+
+
+LAYOUTS = {
+    "npz": lambda b, x, y: np.savez("set.npz", images=x.numpy(), labels=y.numpy()),
+    "npz, compressed, X and y": lambda b, x, y: np.savez_compressed("set.npz", X_train=x.numpy(), y_train=y.numpy().astype("u2")),
+    "npz, channels last, bytes": lambda b, x, y: np.savez("set.npz", images=b.permute(0, 2, 3, 1).numpy(), labels=y.numpy()),
+    "npz, no channel, floats in [0, 1]": lambda b, x, y: np.savez("set.npz", images=(b[:, 0].float() / 255).numpy(), labels=y.numpy()),
+    "npz, big-endian": lambda b, x, y: np.savez("set.npz", images=x.numpy().astype(">f4"), labels=y.numpy().astype(">i4")),
+    "npz, step size": lambda b, x, y: np.savez("set.npz", images=x.numpy(), labels=y.numpy(), syn_lr=0.02),
+    "tuple": lambda b, x, y: torch.save((x, y), "set.pt"),
+    "list of lists": lambda b, x, y: torch.save([list(x), y.tolist()], "set.pt"),
+    "list of pairs": lambda b, x, y: torch.save([(i, int(c)) for i, c in zip(x, y)], "set.pt"),
+    "dictionary": lambda b, x, y: torch.save({"image_syn": x, "label_syn": y}, "set.pt"),
+    "dictionary of numpy arrays": lambda b, x, y: torch.save({"images": x.numpy(), "labels": y.numpy()}, "set.pt"),
+    "legacy torch.save": lambda b, x, y: torch.save((x, y), "set.pt", _use_new_zipfile_serialization=False),
+    "parameters": lambda b, x, y: torch.save({"images": torch.nn.Parameter(x), "labels": y}, "set.pt"),
+    "float64": lambda b, x, y: torch.save((x.double(), y.double()), "set.pt"),
+    "bytes as long": lambda b, x, y: torch.save((b.long(), y), "set.pt"),
+    "labels uint8": lambda b, x, y: torch.save((x, y.byte()), "set.pt"),
+    "labels float16": lambda b, x, y: torch.save((x, y.half()), "set.pt"),
+    "labels in a column": lambda b, x, y: torch.save((x, y[:, None].int()), "set.pt"),
+    "labels one-hot": lambda b, x, y: torch.save((x, one_hot(y)), "set.pt"),
+    "labels one-hot, whole": lambda b, x, y: torch.save((x, one_hot(y).long()), "set.pt"),
+    "labels centred": lambda b, x, y: torch.save((x, one_hot(y, -0.1, 0.9)), "set.pt"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_gives_the_same_set(made, project, name, capfd):
+    LAYOUTS[name](*made)
+    syn = imported(next(project.glob("set.*")), "--dataset", "digits", *RECIPE)
+    assert torch.equal(syn.images, made[1]) and torch.equal(syn.labels, made[2]) and syn.soft is None
+    assert syn.lr == (0.02 if "step" in name else None)
+    said = capfd.readouterr().out
+    assert ("one-hot" in said) == ("hot" in name or "centred" in name)
+    assert ("normalised by mean and std" in said) == ("bytes" in name or "[0, 1]" in name)
+    assert "labels, in the order of numbers: 0 = 0" in said
+
+
+def test_arrays_with_their_labels_beside(made, project):
+    np.save("X_small.npy", made[1].numpy()); np.save("y_small.npy", made[2].numpy()); np.save("other.npy", made[2].numpy())
+    for words in ([], ["--labels", "other.npy"]):
+        assert torch.equal(imported("X_small.npy", "--dataset", "digits", *RECIPE, *words).labels, made[2])
+
+
+def test_several_files_count_as_one_set_in_the_order_of_their_numbers(made, project):
+    for n, part in ((2, slice(0, 8)), (10, slice(8, 20))): np.savez(f"part_{n}.npz", images=made[1][part], labels=made[2][part])
+    for file in ("part_*.npz", "part_2.npz,part_10.npz"):
+        syn = imported(file, "--dataset", "digits", *RECIPE)
+        assert torch.equal(syn.images, made[1]) and torch.equal(syn.labels, made[2])
+    assert len(syn.provenance["imported"]["files"]) == 2
+
+
+def test_a_folder_of_mtt(made, project):
+    (project/"logs").mkdir()
+    for name, x in (("images_best", made[1]), ("images_0", -made[1]), ("labels_best", made[2]), ("labels_0", made[2]), ("lr_best", torch.tensor(0.03))):
+        torch.save(x, f"logs/{name}.pt")
+    syn = imported("logs", "--dataset", "digits", *FLAGS)
+    assert torch.equal(syn.images, made[1]) and syn.lr == pytest.approx(0.03) and syn.experiment.method == "mtt"
+
+
+def pictures(folder, images, classes):
+    "CLASS/NAME.png."
+    for i, (x, c) in enumerate(zip(images, classes)):
+        (folder/c).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[0].numpy()).save(folder/c/f"{i}.png")
+
+
+def test_a_folder_of_pictures(made, project):
+    pictures(project/"set", made[0], [str(int(c)) for c in made[2]])
+    syn = imported("set", "--dataset", "digits", *RECIPE)
+    assert torch.equal(syn.images, made[1]) and torch.equal(syn.labels, made[2])
+
+
+# --- soft labels
+
+def test_soft_labels_are_kept_and_trained_with(made, project, capfd):
+    soft = one_hot(made[2], 0.02, 0.82)
+    torch.save((made[1], soft), "set.pt")
+    syn = imported("set.pt", "--dataset", "digits", *RECIPE)
+    assert torch.equal(syn.soft, soft) and torch.equal(syn.labels, made[2])
+    assert "labels are soft" in capfd.readouterr().out and "soft" in syn.card["labels"]
+    nets = [train(s, 1, 0, "cpu", progress=False)[0].state_dict() for s in (syn, replace(syn, soft=None), replace(syn, soft=one_hot(made[2])))]
+    weights = [torch.cat([v.flatten() for v in net.values()]) for net in nets]
+    assert not torch.allclose(weights[0], weights[1], atol=1e-4)    # the distribution matters
+    assert torch.allclose(weights[2], weights[1], atol=1e-5)        # one-hot rows are the class
+    assert judge("out.safetensors", project/"a")["accuracy"]
+
+
+def test_rows_that_are_no_probabilities_are_asked_about(made, refused, project):
+    torch.save((made[1], one_hot(made[2], -1., 4.) + torch.arange(10) / 100), "set.pt")
+    assert "--soft softmax" in refused("import", "set.pt", "--dataset", "digits", *RECIPE)
+    soft = imported("set.pt", "--dataset", "digits", *RECIPE, "--soft", "softmax")
+    assert torch.allclose(soft.soft.sum(1), torch.ones(20)) and torch.equal(soft.labels, made[2])
+    assert imported("set.pt", "--dataset", "digits", *RECIPE, "--soft", "argmax").soft is None
+
+
+# --- what the labels mean
+
+def tree(folder, classes, n=3):
+    "A data set of pictures with another grey in each class; returns class -> its first training image."
+    first = {}
+    for c, name in enumerate(classes):
+        for part in ("train", "test"):
+            for i in range(n):
+                x = (torch.arange(64).reshape(1, 8, 8) * (c + 1) + 7 * i).remainder(256).byte()
+                pictures(folder/part, [x.roll(i, 2)], [name])
+                (folder/part/name/"0.png").rename(folder/part/name/f"{i}.jpg.png")
+                if part == "train" and not i: first[name] = x
+    return first
+
+
+def test_eleven_numbered_classes_keep_their_numbers(project, capfd):
+    names = [str(c) for c in range(11)]
+    first = tree(project/"organs", names)
+    images = torch.stack([first[n] for n in names])
+    np.savez("set.npz", images=images.numpy(), labels=np.arange(11))
+    pictures(project/"set", images, names)
+    for file in ("set.npz", "set"):
+        syn = imported(file, "--dataset", str(project/"organs"), *RECIPE)
+        assert "in the order of" in capfd.readouterr().out
+        assert sorted(syn.classes) == sorted(names)
+        for x, label in zip(syn.images, syn.labels):
+            wanted = load_dataset(str(project/"organs")).normalise(first[syn.classes[label]])
+            assert torch.equal(x, wanted)
+
+
+def test_a_set_whose_data_set_is_not_at_hand(project, refused, capfd):
+    names = [str(c) for c in range(11)]
+    first = tree(project/"there"/"organs", names)
+    images = torch.stack([first[n] for n in names])
+    np.savez("set.npz", images=images.numpy(), labels=np.arange(11))
+    said = refused("import", "set.npz", "--dataset", "organs", *RECIPE)
+    for flag in ("--classes", "--shape C,H,W", "--mean", "--std", "organs"): assert flag in said
+    assert "--classes" not in refused("import", "set.npz", "--dataset", "organs", "--classes", "11", *RECIPE)
+    syn = imported("set.npz", "--dataset", "organs", "--classes", "11", "--shape", "1,8,8", "--mean", "0.5", "--std", "0.25", *RECIPE)
+    assert syn.classes == tuple(names) and syn.mean == (0.5,) and torch.equal(syn.labels, torch.arange(11))
+    capfd.readouterr()
+    report = judge("out.safetensors", project/"a", "--dataset", str(project/"there"/"organs"), "--epochs", "40", "--n-nets", "1")
+    assert "in the order" in capfd.readouterr().err and report["accuracy"]
+
+
+def test_a_subset_of_imagenet_has_the_order_of_mtt(project):
+    digits, numbers = load_dataset("digits"), (193, 182, 258, 162, 155, 167, 159, 273, 207, 229)
+    wnids = tuple(f"n{n:08d}" for n in sorted(numbers))
+    woof = replace(digits, name="imagewoof", classes=wnids)
+    torch.save(digits.normalise(digits.images[:10]), "images_best.pt"); torch.save(torch.arange(10), "labels_best.pt")
+    syn = import_set("images_best.pt", dataset=woof)
+    assert [syn.classes[c] for c in syn.labels] == [f"n{n:08d}" for n in numbers]
+    syn = import_set("images_best.pt", dataset=woof, classes=wnids)
+    assert torch.equal(syn.labels, torch.arange(10))
+
+
+# --- contradictions and doubt
+
+def as_dc(made, name, **more):
+    torch.save({"data": [[made[1], made[2]], [-made[1], made[2]]], "accs_all_exps": {"ConvNet": [0.30, 0.32, 0.8, 0.9]}, **more}, name)
+    return name
+
+
+def test_contradictions_are_refused(made, project, refused):
+    dc, fashion = as_dc(made, "res_DC_digits_ConvNet_2ipc.pt"), as_dc(made, "res_DC_FashionMNIST_ConvNet_2ipc.pt")
+    wrong = as_dc(made, "res_DC_digits_ConvNet_50ipc.pt")
+    assert "fashion-mnist" in refused("import", fashion, "--dataset", "digits")
+    assert "50" in refused("import", wrong, "--dataset", "digits") and imported(wrong, "--dataset", "digits", "--ipc", "2", *FLAGS)
+    for words, said in (("--ipc 5", "2 images per class"), ("--zca", "never whitens"), ("--zca --no-zca", "exclude"),
+                        ("--mean 77.7 --std 95.6", "divide them by 255"), ("--classes 11", "classes = 11"), ("--shape 1,28,28", "shape"),
+                        ("--claimed 0.26", "percent"), ("--index 2", "0 to 1"), ("--soft softmax", "one number")):
+        assert said in refused("import", dc, "--dataset", "digits", *words.split()), words
+    np.savez("colours.npz", images=made[0].numpy(), labels=made[2].numpy())
+    assert "not whitened" in refused("import", "colours.npz", "--dataset", "digits", "--recipe", "mtt", "--zca")
+
+
+def test_whitening_is_asked_about_where_the_published_set_is_whitened(made, project):
+    cifar = replace(load_dataset("digits"), name="cifar10")
+    torch.save(made[1][::2], "images_best.pt"); torch.save(made[2][::2], "labels_best.pt")
+    with pytest.raises(UserError, match="--zca or --no-zca"): import_set("images_best.pt", dataset=cifar)
+    assert not import_set("images_best.pt", dataset=cifar, zca=False).experiment.zca
+    assert not import_set("images_best.pt", dataset=cifar, mean=0.5, std=0.25).experiment.zca
+    (project/"images_zca_best.pt").write_bytes(b"")
+    assert import_set("images_best.pt", dataset=cifar).experiment.zca
+    with pytest.raises(UserError, match="is whitened"): import_set("images_best.pt", dataset=cifar, zca=False)
+
+
+def test_an_experiment_of_several_is_said(made, project, capfd):
+    dc = as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt")
+    imported(dc, "--dataset", "digits", *FLAGS)
+    assert "experiment 1 of 2" in capfd.readouterr().out
+    assert torch.equal(imported(dc, "--dataset", "digits", "--index", "1", *FLAGS).images, -made[1])
+    assert "experiment 1 of" not in capfd.readouterr().out
+
+
+def test_the_constants_of_their_code(made, project):
+    cifar = replace(load_dataset("digits"), name="cifar10", images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    x = made[1].expand(-1, 3, -1, -1)
+    file = as_dc((None, x, made[2]), "res_DSA_CIFAR10_ConvNet_2ipc.pt")
+    assert import_set(file, dataset=cifar).std == (0.2023, 0.1994, 0.2010)
+    assert import_set(file, dataset=cifar, mean="0.1,0.2,0.3", std="0.4,0.5,0.6").std == (0.4, 0.5, 0.6)
+    both = as_dc((None, x, made[2]), "res_DSA_CIFAR10_ConvNet_2ipc.pt", data_oe=[[x, made[2]]] * 2)
+    assert import_set(both, dataset=cifar, outliers="oe").std == cifar.std # TrustDD's own
+    torch.save((x, made[2]), "set.pt")
+    assert import_set("set.pt", dataset=cifar, recipe="dsa").std == cifar.std
+
+
+@pytest.mark.parametrize("data, recipe, strategy, epochs", [("mnist", "dc", "crop_scale_rotate45", 1000), ("fashion-mnist", "dc", "none", 300), ("mnist", "dsa", None, 1000)])
+def test_the_recipes_of_dc(made, project, data, recipe, strategy, epochs):
+    file = as_dc(made, "mine.pt")
+    syn = import_set(file, dataset=replace(load_dataset("digits"), name=data), recipe=recipe, method="any text: v2")
+    exp = syn.experiment
+    assert (exp.strategy, exp.epochs) == (strategy or Experiment().strategy, epochs)
+    assert syn.card["made by"] == "any text: v2, imported" and recipe in syn.card["recipe"]
+
+
+def test_all_that_is_missing_is_said_at_once(made, project, refused):
+    as_dc(made, "mine.pt", data_oe=[[made[1], made[2]]] * 2)
+    said = refused("import", "mine.pt")
+    for flag in ("--dataset", "--recipe", "--outliers", "20 images"): assert flag in said
+    (project/"flax.pt").write_bytes(b"\x82\xa6images\xc4\x01\x00")
+    (project/"state.pt").write_bytes(pickle.dumps({"images": [1]}))
+    np.savez("features.npz", features=np.ones((5, 512)), labels=np.arange(5))
+    torch.save({"images": torch.ones(5, 512), "labels": torch.arange(5)}, "vectors.pt")
+    (project/"empty").mkdir()
+    for file, words in (("flax.pt", "msgpack"), ("state.pt", "a pickle"), ("features.npz", "features (5, 512)"), ("vectors.pt", "images (5, 512)"), ("empty", "no images"), ("none.pt", "not there")):
+        said = refused("import", file)
+        assert words in said and "torch." not in said.replace("torch.save", ""), said
+
+
+def test_nothing_in_a_file_is_run(made, project, refused):
+    class Evil:
+        def __reduce__(self): return exec, ("open('owned', 'w')",)
+    np.savez("evil.npz", images=made[1].numpy(), labels=np.array([Evil()], dtype=object))
+    np.save("images_evil.npy", np.array([Evil()] * 3, dtype=object), allow_pickle=True)
+    torch.save((made[1], Evil()), "evil.pt")
+    torch.save({"images": np.array([Evil()], dtype=object), "labels": made[2]}, "array.pt")
+    for file in ("evil.npz", "images_evil.npy", "evil.pt", "array.pt"): assert file in refused("import", file, "--dataset", "digits", *RECIPE)
+    assert not (project/"owned").exists()
+
+
+# --- claims
+
+def test_the_accuracy_of_the_authors_is_kept_and_compared(made, project, capfd):
+    syn = imported(as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt"), "--dataset", "digits", *FLAGS)
+    claim = syn.provenance["imported"]["claimed"]
+    assert claim["mean"] == pytest.approx(31) and claim["std"] == pytest.approx(2 ** 0.5) and "31.0 ± 1.4" in syn.card["claimed accuracy"]
+    capfd.readouterr()
+    measured = np.mean(judge("out.safetensors", project/"a")["accuracy"])
+    out, err = capfd.readouterr()
+    assert "claimed by its authors 31.0 ± 1.4" in out and f"here {measured:.1f}" in out
+    assert ("warning" in err) == (abs(measured - 31) > 3)
+    for claimed, warns in ((measured + 0.4, False), (measured + 60, True)):
+        imported("res_DSA_digits_ConvNet_2ipc.pt", "--dataset", "digits", "--claimed", f"{claimed:.2f}", *FLAGS)
+        capfd.readouterr()
+        judge("out.safetensors", project/"a")
+        assert ("outside of" in capfd.readouterr().err) == warns
+    judge("out.safetensors", project/"a", "--diagnose")
+    said = capfd.readouterr().out
+    for cause in ("as it is", "mean and std", "whitening", "no augmentation", "step size"): assert cause in said
+
+
+def test_evaluate_says_to_import_first(made, project, refused):
+    np.savez("set.npz", images=made[1].numpy())
+    for file in (as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt"), "set.npz", "."):
+        assert f"trustdd import {file}" in refused("evaluate", file)
+
+
+def test_the_help_shows_what_concerns_importing(capfd):
+    with pytest.raises(SystemExit): main(["import", "--help"])
+    said = capfd.readouterr().out
+    for flag in ("--recipe", "--claimed", "--soft", "--no-zca", "--width", "--epochs"): assert flag in said
+    for flag in ("--iterations", "--lr-img", "--corruptions", "--watch"): assert flag not in said
+
+
+# --- there and back
+
+@pytest.mark.parametrize("method, outliers", [("dsa", "none"), ("dsa", "poe"), ("random", "none")])
+@pytest.mark.parametrize("layout", ["dc", "mtt", "folder"])
+def test_a_set_that_is_exported_comes_back_to_the_last_digit(project, layout, method, outliers):
+    small = dict(iterations=1) if method == "dsa" else {}
+    with one_thread(): syn = distill(Experiment(dataset="digits", method=method, outliers=outliers, preset="smoke", ipc=2, width=4, n_nets=2, epochs=3, **small), device="cpu", progress=False)
+    if layout == "folder" and len(syn.outliers):
+        with pytest.raises(UserError, match="no place for outliers"): syn.export("theirs", layout)
+        return
+    syn.save("ours.safetensors")
+    file, words = syn.export("theirs", layout), ["--dataset", "digits", *RECIPE, "--outliers", outliers]
+    if layout == "mtt" and outliers != "none": words += ["--outliers-file", "theirs/outliers_best.pt"]
+    back = imported(file, *words)
+    for what in ("images", "labels", "outliers"): assert torch.equal(getattr(back, what), getattr(syn, what)), what
+    assert (back.mean, back.std, back.classes) == (syn.mean, syn.std, syn.classes)
+    assert judge("out.safetensors", project/"a") == judge("ours.safetensors", project/"b")
