@@ -40,11 +40,10 @@ def lacking_imagenet(
     root=None,      # where data sets are
 ) -> str:
     "Why an item on an ImageNet subset is not made, and what to do; empty if it can be."
-    reasons = [] if have(dataset, root) else [how_to_get(dataset)]
     if not named and preset in ("smoke", "quick"):
-        reasons.append(f"Preset {preset} is made of the digits alone: make this item in preset "
-                       f"cifar or paper, or with the parameter dataset = {dataset}.")
-    return " ".join([f"needs {dataset}.", *reasons]) if reasons else ""
+        return (f"needs {dataset}. Preset {preset} is made of the digits alone: make this item "
+                f"in preset cifar or paper, or with the parameter dataset = {dataset}.")
+    return "" if have(dataset, root) else f"needs {dataset}. {how_to_get(dataset)}"
 
 # %% ../../nbs/reproduction/63_extra_data.ipynb #688d2659
 _DIGIT_SETS = ("digits", "mnist", "usps", "svhn")

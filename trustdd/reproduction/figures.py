@@ -90,15 +90,15 @@ def subplots(
     "A figure and its axes (n_rows, n_cols)."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(width, height * n_rows), layout="constrained")
-    fig._repr_png_ = lambda: render(fig, dpi=90)
+    fig._repr_png_ = lambda: render(fig, dpi=90, metadata={"Software": None})
     return fig, fig.subplots(n_rows, n_cols, squeeze=False, **share)
 
 # %% ../../nbs/reproduction/58_figures.ipynb #b88e2369
-_REQUIRED = ("dataset", "preset", "seeds", "n_nets", "device", "commit")
+_REQUIRED = ("dataset", "preset", "seeds", "n_nets", "device")
 
 def describe(
     name:str,     # the figure's or table's name
-    meta:dict,    # dataset, preset, seeds, n_nets, device, commit, and what else there is to say
+    meta:dict,    # dataset, preset, seeds, n_nets, device, and what else there is to say
     caption:str,  # what the reader sees under it
     claim=None,   # what it checks, in words
     verdict=None, # whether the claim held, with numbers

@@ -167,15 +167,15 @@ def about(
     item:PaperItem, # what is being made
     runs=(),        # the runs behind it
 ) -> dict:
-    "The description: data set, preset, seeds, networks, device, commit, data, OOD sets, runs."
+    "The description: data set, preset, seeds, networks, device, data, OOD sets, runs."
     reports = [r.report for r in runs]
     made = [one["distilled"] for report in reports for one in report.runs]
-    devices, commits, data = (sorted({m[k] for m in made}) for k in ("device", "commit", "data"))
+    devices, data = (sorted({m[k] for m in made}) for k in ("device", "data"))
     return dict(
         dataset=item.dataset, preset=item.preset, seeds=list(item.seeds),
         n_nets=sum(len(r.accuracy) for r in reports[:1]),
         device=", ".join(devices) or "cpu (nothing computed but the picture)",
-        commit=", ".join(commits) or "none (no run behind it)", data=data,
+        data=data,
         ood_sets={k: v for report in reports for k, v in report.sources["ood"].items()},
         runs=sorted({item.name_of(r) for r in runs}))
 
