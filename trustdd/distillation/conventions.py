@@ -13,7 +13,7 @@ from statistics import mean as mean_of, stdev
 from typing import NamedTuple
 
 from ..core.checks import check_choice, UserError
-from ..data.sources import DOWNLOADS, IMAGENET_SUBSETS, plain_name
+from ..data.names import DOWNLOADS, IMAGENET_SUBSETS, plain_name
 
 # %% ../../nbs/distillation/84_conventions.ipynb #360410ee
 _KNOWN = {re.sub("[-_]", "", n): n for n in (*DOWNLOADS, *IMAGENET_SUBSETS, "digits", "notmnist")}

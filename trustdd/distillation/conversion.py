@@ -12,7 +12,7 @@ import torch
 
 from ..core.checks import check_choice, UserError
 from ..data.readers import to_channels
-from ..data.sources import IMAGENET_SUBSETS, plain_name
+from ..data.names import IMAGENET_SUBSETS, plain_name
 from .foreign_files import by_number
 from .layouts import kind_of
 

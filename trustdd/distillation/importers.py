@@ -17,7 +17,7 @@ from ..core.experiment import Experiment
 from ..data.catalog import load_dataset
 from ..data.dataset import Dataset
 from ..data.distilled_set import DistilledSet
-from ..data.sources import plain_name
+from ..data.names import plain_name
 from .conventions import (
     by_name, check_name, check_statistics, claim_of, finite_numbers, kind_of_outliers,
     recipe_fields, recipe_of, statistics_of, whitening)
