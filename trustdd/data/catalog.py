@@ -55,7 +55,8 @@ def _stamp(name, root):
     "A fingerprint of the files behind `name`; empty if it is no folder."
     folder, keep = find_folder(name, root)
     if not folder: return ""
-    return "".join(list_images(f, keep).stamp for f in sorted(split_folders(folder).values()))
+    stamps = [list_images(f, keep).stamp for f in sorted(split_folders(folder).values())]
+    return "".join((f"{folder} ", *stamps)) # two folders of one name may look alike
 
 def _usual_side(name, root):
     "The side of the images of a set that has them in many sizes; None if it has one."
