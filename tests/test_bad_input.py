@@ -12,6 +12,7 @@ from safetensors.torch import save as tensor_bytes
 
 from conftest import content, one_thread
 from trustdd.reproduction.cli import main
+from trustdd.reproduction.run_store import write_identity
 from trustdd.core.experiment import Experiment, run_name, to_dict
 from trustdd.core.checks import UserError
 from trustdd.core.storage import read_safetensors
@@ -312,7 +313,7 @@ def begun(exp=None):
     exp = exp or Experiment(dataset="digits", **FIELDS)
     folder = Path("runs")/run_name(exp)
     folder.mkdir(parents=True)
-    (folder/"config.json").write_text(json.dumps(to_dict(exp), indent=1) + "\n")
+    write_identity(exp, folder)
     (folder/".lock").touch()
     return folder
 

@@ -237,7 +237,7 @@ def test_images_decoded_by_older_rules_are_decoded_again(project, monkeypatch):
     "The older file stays as it is, for an older version that may still want it."
     tree(project/"mine")
     with monkeypatch.context() as older:
-        older.setattr(readers, "_RULES", 0)
+        older.setattr(readers, "RULES", 0)
         old = load_dataset("./mine")
     kept = list((project/"data"/".cache").iterdir())
     catalog._dataset.cache_clear()

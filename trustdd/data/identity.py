@@ -8,8 +8,8 @@ __all__ = ['listed_once', 'identity_of', 'dataset_identity', 'outside_identity',
 # %% ../../nbs/data/89_identity.ipynb #ca81997d
 import json
 from contextlib import contextmanager
-from importlib.metadata import version
 
+from ..core.checks import UserError
 from ..core.storage import atomic_write, cache_file
 from .availability import have
 from .catalog import image_stamp, load_aux, load_dataset, load_ood
@@ -19,6 +19,7 @@ from .readers import RULES
 
 # %% ../../nbs/data/89_identity.ipynb #04de43cd
 _listed = None # answers to trust, inside `listed_once`
+_embedded = {} # the same for what comes with packages, for good
 
 @contextmanager
 def listed_once():
@@ -28,25 +29,25 @@ def listed_once():
     try: yield
     finally: _listed = before
 
-def _stamp(name, root):
-    "What a hash depends on: the files of a folder, or the versions of packages."
-    if name not in EMBEDDED: return f"{image_stamp(name, root)} rules {RULES}"
-    return " ".join(version(p) for p in ("scikit-learn", "scikit-image", "pillow", "torch"))
-
 def _kept(name, root, key, make):
     "What `make()` gives, from the last time if the files of `name` are still the same."
     plain, folder, _ = resolve_name(name, root)
     asked = f"{name} {folder} {key}"
-    if _listed is not None and asked in _listed: return _listed[asked]
-    path, stamp = cache_file(folder, f"identity {asked}").with_suffix(".json"), _stamp(plain, root)
+    known = _embedded if plain in EMBEDDED else _listed if _listed is not None else {}
+    if asked in known: return known[asked]
+    known[asked] = make() if plain in EMBEDDED else _on_disk(plain, folder, asked, make)
+    return known[asked]
+
+def _on_disk(name, folder, asked, make):
+    "The same, kept beside the decoded images."
+    path = cache_file(folder, f"identity {asked}").with_suffix(".json")
+    stamp = f"{image_stamp(name, folder)} rules {RULES}"
     try: kept = json.loads(path.read_text())
     except (OSError, ValueError): kept = {}
-    value = kept.get("value") if kept.get("stamp") == stamp else None
-    if not value:
-        value = make()
-        try: atomic_write(path, json.dumps(dict(stamp=stamp, value=value)))
-        except ValueError: pass # hashed again the next time
-    if _listed is not None: _listed[asked] = value
+    if kept.get("stamp") == stamp and kept.get("value"): return kept["value"]
+    value = make()
+    try: atomic_write(path, json.dumps(dict(stamp=stamp, value=value)))
+    except UserError: pass # hashed again the next time
     return value
 
 # %% ../../nbs/data/89_identity.ipynb #4d733488

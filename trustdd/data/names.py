@@ -94,8 +94,8 @@ def known() -> dict[str, tuple[str, ...]]:
     only_test = [n for n, d in DOWNLOADS.items() if d[2] is None]
     only_train = [n for n, d in DOWNLOADS.items() if d[3] is None]
     return dict(dataset=("digits", *both), by_hand=_BY_HAND,
-                ood=(*only_test, *SELECTIONS, *EMBEDDED[2:]),
-                aux=(*SELECTIONS, *only_train, "skimage-photos"))
+                ood=(*only_test, *(n for n in SELECTIONS if "learn" not in n), *EMBEDDED[2:]),
+                aux=(*(n for n in SELECTIONS if "learn" in n), *only_train, "skimage-photos"))
 
 def unknown(name, root) -> UserError:
     "The error for a name that means nothing."
