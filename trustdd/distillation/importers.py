@@ -21,10 +21,15 @@ from .foreign_files import kind_of, read_foreign
 from .trajectory_matching import trajectory_settings
 
 # %% ../../nbs/distillation/38_importers.ipynb #ff8cb349
+def _plain(x) -> bool:
+    "Is it a tensor that holds its values, one after the other?"
+    return isinstance(x, torch.Tensor) and x.layout == torch.strided and not (
+        x.is_meta or x.is_quantized)
+
 def _pixels(what, x, dataset):
     "`x` as float32 (n, C, H, W), or `UserError`."
-    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
-        raise UserError(f"{what} are {kind_of(x)}; needed is a tensor of floats")
+    if not _plain(x):
+        raise UserError(f"{what} are {kind_of(x)}; needed is a plain tensor of floats")
     if x.ndim != 4 or tuple(x.shape[1:]) != dataset.shape or not len(x):
         raise UserError(f"{what} have shape {tuple(x.shape)}, but dataset {dataset.name!r} "
                         f"has images of shape {dataset.shape}")
@@ -42,23 +47,24 @@ def _pixels(what, x, dataset):
 def _classes_of(what, y, n, dataset):
     "`y` as int64 (n,), every class among them, or `UserError`."
     name, k = dataset.name, dataset.n_classes
-    if not isinstance(y, torch.Tensor):
-        raise UserError(f"{what} are {kind_of(y)}; needed is a tensor of whole numbers")
-    if y.ndim == 2 or y.is_floating_point():
+    if not _plain(y):
+        raise UserError(f"{what} are {kind_of(y)}; needed is a plain tensor of whole numbers")
+    if y.ndim == 2 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UserError(f"{what} have shape {tuple(y.shape)} and {y.dtype}: soft or one-hot labels "
                         f"cannot be used; needed are {n} whole numbers")
     if y.shape != (n,):
         raise UserError(f"{what} have shape {tuple(y.shape)}, but there are {n} images; "
                         "needed is one label for each")
+    y = y.detach().long().clone() # torch finds no smallest of some types
     if y.min() < 0 or y.max() >= k:
         raise UserError(f"{what} run from {y.min()} to {y.max()}, but dataset {name!r} "
                         f"has {k} classes, 0 to {k - 1}")
-    counts = torch.bincount(y.long(), minlength=k)
+    counts = torch.bincount(y, minlength=k)
     empty = [c for c, count in zip(dataset.classes, counts) if not count]
     if empty:
         raise UserError(f"{what} leave out {len(empty)} of the {k} classes of dataset {name!r}: "
                         f"{', '.join(empty[:5])}")
-    return y.detach().long().clone()
+    return y
 
 # %% ../../nbs/distillation/38_importers.ipynb #9cdb26be
 def _renumber(labels, classes, dataset):
