@@ -23,7 +23,7 @@ def made(project):
 
 
 def start(*words, cwd=None, **kw):
-    kw = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) | kw
+    kw = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") | kw
     return subprocess.Popen([sys.executable, "-m", "trustdd", *map(str, words)], env=kw.pop("env", ENV), cwd=cwd, start_new_session=True, **kw)
 
 
@@ -149,16 +149,17 @@ def test_files_that_cannot_be_read_are_a_wrong_request(made, project, refused, m
     "Links that lead nowhere or in a circle, names too long, a set without a record: one line, status 2."
     (project/"loop").symlink_to("loop")
     (project/"broken").symlink_to("nowhere")
-    for name in ("loop", "broken", "a" * 5000, "no\nfile", "caf\udce9"): refused("evaluate", name)
-    for name in ("loop/x.safetensors", "a" * 300 + ".safetensors", "caf\udce9.safetensors"): refused("distill", *SMALL, "--out", name) if name[0] != "c" else None
+    for name in ("loop", "broken", "a" * 300, "no\nfile", "caf\udce9"): refused("evaluate", name)
+    for name in ("loop/x.safetensors", "a" * 300 + ".safetensors"): refused("distill", *SMALL, "--seed", "1", "--out", name)
     refused("evaluate", made, "--out", "loop")
 
 
 def test_a_set_that_says_nothing_of_its_experiment(made, refused):
     "By its own checksum the file is whole."
     from dataclasses import replace
+    syn = DistilledSet.load(made)
     for record in ({}, {"experiment": {}}, [1]):
-        replace(DistilledSet.load(made), provenance={}).save("bare.safetensors")
+        replace(syn, provenance=record).save("bare.safetensors")
         assert "which experiment made it" in refused("evaluate", "bare.safetensors")
 
 
@@ -208,11 +209,19 @@ def test_no_process_is_left(project, how):
 @linux
 def test_a_full_disk_for_temporary_files_does_not_deafen(project):
     "SIGTERM is heard where no temporary file can be made: status 75, with a checkpoint."
-    env = {**ENV, "TMPDIR": "/proc/none"}
     words = [*SMALL, "--outliers", "poe", "--runs", "runs"]
     words[words.index("--iterations") + 1] = "100000"
-    code = "import tempfile; tempfile.tempdir = '/proc/none'; import sys; from trustdd.reproduction.cli import main; sys.exit(main())"
-    child = subprocess.Popen([sys.executable, "-c", code, "run", *words], env=env, cwd=project, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    code = """
+import sys, tempfile
+make = tempfile.mkstemp
+def full(*args, dir=None, **kw):
+    if dir is None: raise OSError(28, "No space left on device")
+    return make(*args, dir=dir, **kw)
+tempfile.mkstemp = full
+from trustdd.reproduction.cli import main
+sys.exit(main())
+"""
+    child = subprocess.Popen([sys.executable, "-c", code, "run", *words], env=ENV, cwd=project, stderr=subprocess.PIPE, text=True, start_new_session=True)
     ends = time.monotonic() + 60
     while not list((project/"runs").rglob("config.json")): assert time.monotonic() < ends and child.poll() is None; time.sleep(0.1)
     time.sleep(3)
@@ -222,11 +231,12 @@ def test_a_full_disk_for_temporary_files_does_not_deafen(project):
     assert list((project/"runs").rglob("checkpoint.safetensors"))
 
 
-@pytest.mark.parametrize("after", [0.05, 0.3, 1.0])
-def test_interrupted_while_it_begins(project, after):
-    "Ctrl-C in the first second is one line, not a traceback."
+@linux
+@pytest.mark.parametrize("loaded", ["/_ctypes", "libtorch_cpu", "libtorch_python"])
+def test_interrupted_while_it_begins(project, loaded):
+    "Ctrl-C while modules are imported is one line, not a traceback."
     child = start("list", cwd=project)
-    time.sleep(after)
+    while child.poll() is None and loaded not in Path(f"/proc/{child.pid}/maps").read_text(): time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
-    assert child.returncode in (130, 0, -signal.SIGINT) and err.count("\n") <= 1, err
+    assert child.returncode == 130 and err == "trustdd: interrupted; the same command continues\n", err
