@@ -195,6 +195,7 @@ def _title(report):
 
 # %% ../../nbs/evaluation/42_report.ipynb #642d1803
 def _summary(report, score) -> str:
+    check_choice("score", score, next(iter(report.ood_values.values())))
     head, last = f"OOD by {score}, %", "mean of sets"
     width = 2 + max(len(name) for name in (head, last, *report.ood_values))
     def cell(mean_and_std): return "{:.1f} ± {:.1f}".format(*mean_and_std)

@@ -65,11 +65,16 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
 def _run_files(parameters, outputs):
     "The reports, and the scores of images, of the runs that a figure names in its description."
     store, found = Path(parameters.get("runs") or runs_root()), []
-    described = [json.loads(p.read_text(encoding="utf-8")) for p in outputs if p.suffix == ".json"]
+    described = [_description(p) for p in outputs if p.suffix == ".json"]
     for run in [r for facts in described for r in facts.get("runs", [])]:
         kinds = "report.json", "scores.safetensors", "logits.safetensors"
         found += [store/run/kind for kind in kinds if (store/run/kind).exists()][:2]
     return found
+
+def _description(file):
+    "What a figure says of itself; nothing if the file was cut: then its stamp does not fit either."
+    try: return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError): return {}
 
 def _outputs(out, name):
     return [p for p in sorted(Path(out).glob(f"{name}.*")) if p.suffix != ".ipynb"]
