@@ -114,11 +114,11 @@ def _hold(f) -> bool:
     except OSError: return False
 
 def _sweep(path):
-    "Remove the halves of this file that killed processes left."
+    "Remove the halves of this file that killed processes left; an empty one is just being begun."
     for half in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         try:
             with open(half, "r+b") as f:
-                if _hold(f): _remove(half)
+                if half.stat().st_size and _hold(f): _remove(half)
         except OSError: pass
 
 # %% ../../nbs/core/03_storage.ipynb #a543fa2d
@@ -150,11 +150,12 @@ def _content(tensors, metadata) -> str:
 def write_safetensors(
     path,           # the file
     tensors:dict,   # name → tensor, on any device
-    metadata:dict,  # name → text
+    metadata:dict,  # name → text; None for none
 ):
     "Write one safetensors file, whole or not at all; the same contents give the same bytes."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    metadata = dict(sorted(metadata.items())) | {_CHECKSUM: _content(tensors, metadata)}
+    metadata = dict(sorted((metadata or {}).items()))
+    metadata |= {_CHECKSUM: _content(tensors, metadata)}
     data = memoryview(save(tensors, metadata)) # in which the texts have any order
     size = 8 + int.from_bytes(data[:8], "little")
     head = json.loads(bytes(data[8:size])) | {"__metadata__": metadata}

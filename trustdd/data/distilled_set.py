@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..core.checks import UserError
-from ..core.experiment import Experiment, from_dict, to_dict
+from ..core.experiment import Experiment, from_dict, MAIN, to_dict
 from ..core.storage import read_safetensors, write_safetensors
 from .cards import card_of, export_as
 from .catalog import prepared
@@ -41,10 +41,13 @@ class DistilledSet:
     @property
     def n_classes(self) -> int: return len(self.classes)
     @property
-    def experiment(self) -> Experiment: return from_dict(self.provenance["experiment"])
+    def experiment(self) -> Experiment:
+        if self.provenance.get("experiment"): return from_dict(self.provenance["experiment"])
+        raise UserError("the distilled set does not say which experiment made it; "
+                        "give its provenance an experiment: to_dict(Experiment(dataset=...))")
 
     def __repr__(self):
-        e = self.provenance["experiment"]
+        e = self.provenance.get("experiment") or dict.fromkeys(MAIN)
         return (f"DistilledSet({len(self.images)} images and {len(self.outliers)} outliers of "
                 f"{self.shape}, {self.n_classes} classes; {e['dataset']}, {e['method']}, outliers "
                 f"{e['outliers']}, ipc {e['ipc']}, seed {e['seed']}, preset {e['preset']})")
@@ -123,20 +126,37 @@ class DistilledSet:
         return data.getvalue()
 
 # %% ../../nbs/data/16_distilled_set.ipynb #2571d161
+_SAID = ("classes", "mean", "std", "provenance")
+
 def _description(meta, path) -> dict:
     "What a file says of itself, or `UserError`."
     try: meta = json.loads(meta["trustdd"])
-    except (KeyError, TypeError, ValueError): meta = None
+    except (KeyError, TypeError, ValueError, RecursionError): meta = None
     if not isinstance(meta, dict) or "format" not in meta:
         raise UserError(f"{path} is a safetensors file, but not a distilled set of TrustDD")
     if meta["format"] != _FORMAT:
         raise UserError(f"{path} has format version {meta['format']!r}; "
                         f"this version reads {_FORMAT}")
-    lost = [k for k in ("classes", "mean", "std", "provenance") if k not in meta]
+    lost = [k for k in _SAID if k not in meta]
     if lost:
         raise UserError(f"{path} is not a whole distilled set: "
                         f"its description lacks {', '.join(lost)}")
+    flaw = _flaw(**{k: meta[k] for k in _SAID})
+    if flaw: raise UserError(f"{path} cannot be used: {flaw}")
     return meta
+
+# %% ../../nbs/data/16_distilled_set.ipynb #87fea34a
+def _flaw(classes, mean, std, provenance) -> str:
+    "What is wrong with what a file says of itself, in words; empty if nothing is."
+    def a_list(values, kinds): return isinstance(values, list) and all(type(v) in kinds for v in values)
+    if not a_list(classes, [str]): return "its classes must be a list of names"
+    for name, values in (("mean", mean), ("std", std)):
+        if not a_list(values, [int, float]) or not all(abs(v) < 1e30 for v in values):
+            return f"its {name} = {str(values)[:60]} must be a list of finite numbers"
+    if min(std, default=1) <= 0: return f"its std = {std} must be above 0"
+    exp = provenance.get("experiment") if isinstance(provenance, dict) else None
+    if isinstance(exp, dict) and "dataset" in exp: return ""
+    return "it does not say which experiment made it (an experiment in its provenance)"
 
 # %% ../../nbs/data/16_distilled_set.ipynb #080beb58
 def _fits(syn) -> bool:

@@ -237,6 +237,7 @@ def _lines(report, score):
             yield f"mean of {g.replace('mean', 'near and far')}", means[g][score]
 
 def _summary(report, score) -> str:
+    check_choice("score", score, next(iter(report.ood_values.values())))
     head, lines = f"OOD by {score}, %", list(_lines(report, score))
     width = 2 + max(len(name) for name in (head, *(name for name, _ in lines)))
     def cell(mean_and_std): return "{:.1f} ± {:.1f}".format(*mean_and_std)
@@ -248,4 +249,3 @@ def _summary(report, score) -> str:
     note = ["† kin to the outliers learned from: it proves nothing"] * bool(report.kin)
     heads = line(head, [label for label, _ in METRICS.values()])
     return "\n".join([_title(report), quality, heads, *rows, *note])
-

@@ -234,6 +234,8 @@ def _run(words, used) -> int:
     fields = given(parsed, words) if name in _EXPERIMENT else {}
     if world_size() > 1 and name not in _SHARED:
         raise UserError(f"trustdd {name} runs in one process; torchrun is for {', '.join(_SHARED)}")
+    empty = [f"--{k}" for k in ("runs", "out", "plan") if getattr(command, k, None) == ""]
+    if empty: raise UserError(f"{empty[0]} '' names nothing; leave it out, or give a path")
     if hasattr(command, "device"): command = replace(command, device=local_device(command.device))
     if not hasattr(command, "time_budget"): return command.run(fields)
     with time_budget(command.time_budget, used): return command.run(fields)

@@ -123,8 +123,8 @@ def stored_images(
 def _config(folder):
     "The configuration in a folder, as it is stored."
     config = Path(folder)/"config.json"
-    try: return json.loads(config.read_text())
-    except ValueError:
+    try: return json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         raise UserError(f"{config} is not readable; delete {folder} to run it again") from None
 
 # %% ../../nbs/reproduction/51_run_store.ipynb #32d28f6e
@@ -239,9 +239,9 @@ def _row(folder, runs):
     "The state is finished, running, begun or damaged."
     row, accuracy, state = {}, {}, "running" if in_use(folder) else "begun"
     try:
-        config = json.loads((folder/"config.json").read_text())
+        config = json.loads((folder/"config.json").read_text(encoding="utf-8"))
         row = {k: v for k, v in config.items() if k in _LISTED}
-    except ValueError: pass
+    except (OSError, AttributeError, ValueError): state = "damaged"
     if (folder/"report.json").exists():
         try:
             accuracy = dict(accuracy=round(Report.load(folder).accuracy_mean, 2))

@@ -6,7 +6,7 @@
 __all__ = ['compute', 'load_or_run', 'load_or_distill', 'needs_experts', 'run_all']
 
 # %% ../../nbs/reproduction/53_runs.ipynb #7c5b6142
-import itertools
+import itertools, json
 from pathlib import Path
 
 from ..core.checks import UserError
@@ -71,8 +71,8 @@ def _longest(nets):
 def _logits(exp, dataset, nets, made, seconds, device, root):
     "The networks' answers to all test images, and what is known of the run."
     images, sources = validation_sets(exp, dataset, root)
-    distilled = {k: v for k, v in made.items() if k != "experiment"}
-    run = dict(distilled=distilled, seconds=seconds)
+    made = json.loads(json.dumps(made, sort_keys=True)) # in one order, made or found
+    run = dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds)
     if world_size() > 1: run["processes"] = world_size()
     return collect_logits(nets, dataset, images, n_test=exp.n_test, device=device,
                           ood_sources=sources, experiment=to_dict(exp), run=run)

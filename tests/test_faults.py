@@ -1,0 +1,242 @@
+"What goes wrong around a command: folders and devices of others, processes left behind, locales, closed streams."
+import json, os, shutil, signal, stat, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+from conftest import content
+
+from trustdd.core.checks import UserError
+from trustdd.core.storage import atomic_write
+from trustdd.data.distilled_set import DistilledSet
+from trustdd.reproduction.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = "--dataset digits --preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --n-test 20 --ood gaussian --device cpu".split()
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def made(project):
+    "A distilled set of this test's project."
+    assert main(["distill", *SMALL, "--out", "set.safetensors"]) == 0
+    return project/"set.safetensors"
+
+
+def start(*words, cwd=None, **kw):
+    kw = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") | kw
+    return subprocess.Popen([sys.executable, "-m", "trustdd", *map(str, words)], env=kw.pop("env", ENV), cwd=cwd, start_new_session=True, **kw)
+
+
+# --- what is not ours
+
+def test_nothing_of_the_users_is_deleted(made, project):
+    "A folder training, a hidden folder and files of one's own beside the results stay, whatever is written there."
+    for name in ("training/photo.png", "validation/photo.png", "networks/notes.txt", ".hidden.part/x", "checkpoint.txt", ".notes.part"):
+        (project/name).parent.mkdir(parents=True, exist_ok=True)
+        (project/name).write_text("mine")
+    before = content(project)
+    assert main(["evaluate", str(made), "--device", "cpu", "--out", "."]) == 0
+    after = content(project)
+    assert {k: after.get(k) for k in before} == before
+    assert {k.split("/")[0] for k in set(after) - set(before)} == {"report.json", "ood.csv", "logits.safetensors"}
+    assert main(["evaluate", str(made), "--device", "cpu", "--out", "."]) == 0 # once more, over the results
+    assert {k: content(project).get(k) for k in before} == before
+
+
+def test_a_hidden_folder_of_somebody_else_is_refused(made, project, refused):
+    (project/".trustdd").mkdir()
+    (project/".trustdd"/"notes.txt").write_text("mine")
+    assert ".trustdd was not made by this program" in refused("evaluate", made, "--device", "cpu", "--out", ".")
+
+
+@pytest.mark.parametrize("where", ["a pipe", "a device", "a socket", "a folder", "a link to a device"])
+def test_only_regular_files_are_replaced(made, project, capfd, where):
+    "A result that is to go to a device is refused, and the device is what it was."
+    path = project/"target"
+    if where == "a pipe": os.mkfifo(path)
+    if where == "a device": path = Path("/dev/null")
+    if where == "a folder": path.mkdir()
+    if where == "a link to a device": path.symlink_to("/dev/null")
+    if where == "a socket":
+        import socket
+        with socket.socket(socket.AF_UNIX) as s:
+            try: s.bind(str(path))
+            except OSError: pytest.skip("the folder's name is too long for a socket")
+    kind = stat.S_IFMT(os.lstat(path).st_mode)
+    capfd.readouterr()
+    assert main(["distill", *SMALL, "--out", str(path)]) == 2
+    assert str(path) in capfd.readouterr().err.splitlines()[-1]
+    with pytest.raises(UserError, match="target|null"): atomic_write(path, "x")
+    assert stat.S_IFMT(os.lstat(path).st_mode) == kind
+
+
+def test_links_are_followed_and_permissions_kept(made, project):
+    (project/"store").mkdir()
+    target, link = project/"store"/"real.safetensors", project/"link.safetensors"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    assert main(["distill", *SMALL, "--out", str(link)]) == 0
+    assert link.is_symlink() and target.read_bytes() == made.read_bytes() and stat.S_IMODE(target.stat().st_mode) == 0o640
+    dangling = project/"new.safetensors"
+    dangling.symlink_to(project/"store"/"later.safetensors")
+    assert main(["distill", *SMALL, "--out", str(dangling)]) == 0
+    assert dangling.is_symlink() and (project/"store"/"later.safetensors").read_bytes() == made.read_bytes()
+
+
+def test_many_processes_write_one_file(tmp_path):
+    "Each write is whole, none fails, and nothing is left beside, though all have the same process number somewhere."
+    code = "import sys; from trustdd.core.storage import atomic_write\nimport os; os.getpid = lambda: 7\nfor i in range(40): atomic_write(sys.argv[1], sys.argv[2] * 50_000)"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"file"), letter], env=ENV) for letter in "abc"]
+    assert [w.wait(timeout=120) for w in writers] == [0, 0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path/"file").read_text() in [letter * 50_000 for letter in "abc"]
+
+
+# --- results that belong together
+
+@pytest.mark.parametrize("moment", [0, 1, 2])
+def test_an_evaluation_killed_over_older_results(made, project, monkeypatch, moment):
+    "Never the report of one evaluation beside the logits of another: the old one whole, or no report."
+    assert main(["evaluate", str(made), "--device", "cpu", "--out", "out", "--epochs", "1"]) == 0
+    before, count = content(project/"out"), iter(range(100))
+    class Killed(BaseException): pass
+    import trustdd.core.storage as storage
+    replace = os.replace
+    def dying(a, b):
+        if Path(b).parent.name == "out" and next(count) == moment: raise Killed
+        return replace(a, b)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(storage.os, "replace", dying)
+        main(["evaluate", str(made), "--device", "cpu", "--out", "out", "--epochs", "2"])
+    after = {k: v for k, v in content(project/"out").items() if not k.startswith(".")}
+    assert "report.json" not in after or after == before
+    assert main(["evaluate", str(made), "--device", "cpu", "--out", "out", "--epochs", "2"]) == 0
+    assert main(["evaluate", str(made), "--device", "cpu", "--out", "straight", "--epochs", "2"]) == 0
+    assert content(project/"out") == content(project/"straight")
+
+
+# --- what cannot be said, or read
+
+LOCALES = {"ASCII": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"), "Latin-1": dict(PYTHONIOENCODING="latin-1"), "streams of ASCII": dict(PYTHONIOENCODING="ascii:strict")}
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_locales_without_the_sign(project, locale):
+    "The result is printed with another sign, and nothing else is different."
+    child = start("run", *SMALL, "--runs", "runs", cwd=project, env={**ENV, **LOCALES[locale]})
+    out, err = child.communicate(timeout=200)
+    assert child.returncode == 0 and out.startswith("accuracy"), err
+    (project/"settings.ini").write_text("[DEFAULT]\n# ±\n", encoding="utf-8")
+    child = start("run", "--dataset", "nowhere±", "--runs", "runs", cwd=project, env={**ENV, **LOCALES[locale]})
+    assert child.wait(timeout=100) == 2 and child.stderr.read().startswith("trustdd: ")
+
+
+def test_closed_streams_and_readers_who_left(made, project):
+    "No stderr, no stdout, a reader that is gone: the status is honest, and no traceback appears."
+    words = f"{sys.executable} -m trustdd"
+    def shell(line): return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=ENV, cwd=project, timeout=200)
+    assert shell(f"{words} list 2>&-").returncode == 0
+    assert shell(f"{words} list >&-").returncode == 0
+    assert shell(f"{words} distill --method nothing 2>&-").returncode == 2
+    assert shell(f"{words} run {' '.join(SMALL)} --runs r 2>&-").returncode == 0
+    done = shell(f"{words} list | true; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode in (0, 141) and not done.stderr, done
+    full = shell(f"{words} list > /dev/full")
+    assert full.returncode == 1 and full.stderr.count("\n") == 1 and "space" in full.stderr
+
+
+def test_files_that_cannot_be_read_are_a_wrong_request(made, project, refused, monkeypatch):
+    "Links that lead nowhere or in a circle, names too long, a set without a record: one line, status 2."
+    (project/"loop").symlink_to("loop")
+    (project/"broken").symlink_to("nowhere")
+    for name in ("loop", "broken", "a" * 300, "no\nfile", "caf\udce9"): refused("evaluate", name)
+    for name in ("loop/x.safetensors", "a" * 300 + ".safetensors"): refused("distill", *SMALL, "--seed", "1", "--out", name)
+    refused("evaluate", made, "--out", "loop")
+
+
+def test_a_set_that_says_nothing_of_its_experiment(made, refused):
+    "By its own checksum the file is whole."
+    from dataclasses import replace
+    syn = DistilledSet.load(made)
+    for record in ({}, {"experiment": {}}, [1]):
+        replace(syn, provenance=record).save("bare.safetensors")
+        assert "which experiment made it" in refused("evaluate", "bare.safetensors")
+
+
+def test_unreadable_files_are_a_wrong_request(made, project, capfd):
+    if os.geteuid() == 0: pytest.skip("the superuser can read all files")
+    made.chmod(0)
+    assert main(["evaluate", str(made)]) == 2 and str(made) in capfd.readouterr().err
+
+
+# --- signals and processes
+
+def of_session(number):
+    "The processes of a session, but for those that have ended."
+    found = []
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
+        try: words = stat_file.read_text().rpartition(")")[2].split()
+        except OSError: continue
+        if int(words[3]) == number and words[0] != "Z": found.append(int(stat_file.parent.name))
+    return found
+
+
+def gone(number, within=10):
+    ends = time.monotonic() + within
+    while of_session(number) and time.monotonic() < ends: time.sleep(0.1)
+    return not of_session(number)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+EXPERTS = "buffers --dataset digits --preset smoke --ipc 1 --experts 4 --train-epochs 4000 --device cpu --workers 2 --runs runs".split()
+
+@linux
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGHUP", "SIGTERM", "SIGTERM twice", "SIGHUP twice"])
+def test_no_process_is_left(project, how):
+    "Whatever ends the command, its workers are gone within ten seconds, and the same command goes on."
+    child = start(*EXPERTS, cwd=project)
+    ends = time.monotonic() + 120
+    while len(list((project/"runs").rglob("expert*.part"))) < 2: assert time.monotonic() < ends and child.poll() is None; time.sleep(0.1)
+    assert len(of_session(child.pid)) >= 3
+    child.send_signal(getattr(signal, how.split()[0]))
+    if "twice" in how: time.sleep(0.7); child.send_signal(getattr(signal, how.split()[0]))
+    _, err = child.communicate(timeout=30)
+    assert gone(child.pid), (how, of_session(child.pid))
+    assert "Traceback" not in err, err
+    if how in ("SIGTERM", "SIGHUP"): assert child.returncode == 75 and "the same command continues" in err.splitlines()[-1]
+
+
+@linux
+def test_a_full_disk_for_temporary_files_does_not_deafen(project):
+    "SIGTERM is heard where no temporary file can be made: status 75, with a checkpoint."
+    words = [*SMALL, "--outliers", "poe", "--runs", "runs"]
+    words[words.index("--iterations") + 1] = "100000"
+    code = """
+import sys, tempfile
+make = tempfile.mkstemp
+def full(*args, dir=None, **kw):
+    if dir is None: raise OSError(28, "No space left on device")
+    return make(*args, dir=dir, **kw)
+tempfile.mkstemp = full
+from trustdd.reproduction.cli import main
+sys.exit(main())
+"""
+    child = subprocess.Popen([sys.executable, "-c", code, "run", *words], env=ENV, cwd=project, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    ends = time.monotonic() + 60
+    while not list((project/"runs").rglob("config.json")): assert time.monotonic() < ends and child.poll() is None; time.sleep(0.1)
+    time.sleep(3)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 75, err
+    assert list((project/"runs").rglob("checkpoint.safetensors"))
+
+
+@linux
+@pytest.mark.parametrize("loaded", ["/_ctypes", "libtorch_cpu", "libtorch_python"])
+def test_interrupted_while_it_begins(project, loaded):
+    "Ctrl-C while modules are imported is one line, not a traceback."
+    child = start("list", cwd=project)
+    while child.poll() is None and loaded not in Path(f"/proc/{child.pid}/maps").read_text(): time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and err == "trustdd: interrupted; the same command continues\n", err
