@@ -64,7 +64,7 @@ def made(fields, store):
         fields = {k: v for k, v in fields.items() if k != "iterations"}
     run = trustdd.load_or_run(trustdd.Experiment(**fields), store, "cpu", progress=False)
     got = {"accuracy": [float(a) for a in run.report.accuracy]}
-    table = run.report.ood
+    table = run.report.ood.drop(columns="group", errors="ignore") # which older versions lack
     got["ood"] = [[str(v) for v in row] for row in table.reset_index().values.tolist()]
     if fields["method"] not in ("random", "full"):
         got["losses"] = [line["loss"] for line in run.losses if "loss" in line]

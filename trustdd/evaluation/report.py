@@ -246,6 +246,6 @@ def _summary(report, score) -> str:
                f"calibration error {cell(report.calibration['ece'])} %, "
                f"area under risk-coverage {cell(report.misclassification['aurc'])} %")
     rows = [line(name, [cell(mean_std(v[m])) for m in METRICS]) for name, v in lines]
-    note = ["† kin to the outliers learned from: it proves nothing"] * bool(report.kin)
+    note = ["† kin to the outliers learned from: no claim rests on it"] * bool(report.kin)
     heads = line(head, [label for label, _ in METRICS.values()])
     return "\n".join([_title(report), quality, heads, *rows, *note])

@@ -132,7 +132,7 @@ def _gains(groups, score, runs):
     for ipc in dict.fromkeys(ipc for ipc, _ in groups):
         kinds = {o: select(runs, ipc=ipc, outliers=o) for i, o in groups if i == ipc}
         report = groups[ipc, next(iter(kinds))]
-        words = {g: f"{g}_auroc" for g, sets in report.groups.items() if sets}
+        words = {g: f"{g}_auroc" for g in ("mean", *GROUPS) if report.groups[g]}
         words |= {name: f"auroc:{name}" for name in report.ood_values}
         pairs = list(itertools.permutations(kinds, 2))
         try: made = paired_differences(kinds, pairs, words.values(), score)

@@ -91,7 +91,8 @@ def _changes(words) -> dict:
 def _result(report) -> str:
     accuracy = "{:.1f} ± {:.1f}%".format(report.accuracy_mean, report.accuracy_std)
     auroc = "{:.1f} ± {:.1f}%".format(*report.mean_auroc())
-    return f"accuracy {accuracy}, mean AUROC over near and far sets {auroc} ({report.n_nets} networks)"
+    over = f"over near and far sets ({report.n_nets} networks)"
+    return f"accuracy {accuracy}, mean AUROC {auroc} {over}"
 
 # %% ../../nbs/reproduction/71_commands.ipynb #0173d96f
 @dataclass(frozen=True)

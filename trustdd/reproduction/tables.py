@@ -54,7 +54,7 @@ def _best(ranked):
 # %% ../../nbs/reproduction/59_tables.ipynb #a6753693
 _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "–": "--", "λ": r"$\lambda$", "→": r"$\to$"}
+    "±": r"$\pm$", "–": "--", "λ": r"$\lambda$", "→": r"$\to$", "†": r"$\dagger$"}
 
 def _tex(text) -> str:
     "The text with LaTeX's own characters escaped, and ± and – as LaTeX writes them."
