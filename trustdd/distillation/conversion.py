@@ -19,7 +19,7 @@ from .layouts import kind_of
 # %% ../../nbs/distillation/83_conversion.ipynb #f0eafb33
 def _arranged(what, x, dataset):
     "`x` as (n, C, H, W), or `UserError`."
-    if not isinstance(x, torch.Tensor) or x.layout != torch.strided or x.is_complex() or x.is_meta:
+    if not isinstance(x, torch.Tensor) or not x.ndim:
         raise UserError(f"{what} are {kind_of(x)}; needed is a tensor of floats or bytes")
     c, h, w = dataset.shape
     got = tuple(x.shape[1:])
@@ -106,7 +106,7 @@ def to_labels(
     "Class numbers int64 (n,), soft labels float32 (n, k) or None, and a remark or \"\"."
     name, k = dataset.name, len(dataset.classes)
     if soft is not None: check_choice("soft", soft, ("softmax", "argmax"))
-    if not isinstance(y, torch.Tensor) or y.is_complex():
+    if not isinstance(y, torch.Tensor):
         raise UserError(f"{what} are {kind_of(y)}; needed is a tensor of whole numbers")
     y, found = y.detach().cpu(), (None, "")
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]

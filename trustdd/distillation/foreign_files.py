@@ -74,11 +74,22 @@ def _tensor(a):
     if np.dtype(kind).itemsize > 8: kind = np.float64
     return torch.from_numpy(np.array(a, dtype=kind, order="C"))
 
-def _plain(x):
-    "What was read, with tensors in the place of the arrays in it."
+def _dense(x, path):
+    "A tensor of numbers to compute with; `UserError` for one without, such as a sparse one."
+    kinds = dict(sparse=x.layout != torch.strided, meta=x.is_meta, complex=x.is_complex(),
+                 quantised=x.is_quantized)
+    strange = [kind for kind, is_so in kinds.items() if is_so]
+    if strange: raise UserError(f"{path} holds a {strange[0]} tensor; needed are plain ones")
+    if x.is_floating_point() and x.element_size() == 1: return x.float()
+    known = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
+    return x.detach() if known else x.detach().long()
+
+def _plain(x, path):
+    "What was read, with dense tensors in the place of tensors and arrays in it."
+    if isinstance(x, torch.Tensor): return _dense(x, path)
     if isinstance(x, _Array): return _tensor(x.array)
-    if isinstance(x, dict): return {k: _plain(v) for k, v in x.items()}
-    return [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x
+    if isinstance(x, dict): return {k: _plain(v, path) for k, v in x.items()}
+    return [_plain(v, path) for v in x] if isinstance(x, (list, tuple)) else x
 
 # %% ../../nbs/distillation/37_foreign_files.ipynb #4142638d
 def read_torch(
@@ -88,9 +99,9 @@ def read_torch(
     if not Path(path).is_file(): raise UserError(f"{path} is not there")
     allow = getattr(torch.serialization, "safe_globals", nullcontext)
     try:
-        with allow(_stand_ins()):
-            return _plain(torch.load(path, map_location="cpu", weights_only=True))
+        with allow(_stand_ins()): found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e: raise UserError(_refusal(path, str(e))) from None
+    return _plain(found, path)
 
 # %% ../../nbs/distillation/37_foreign_files.ipynb #9f3abe93
 TORCH, NPY = "a file of torch.save", "a numpy array (.npy)"

@@ -95,7 +95,7 @@ def _ipc(file, labels, k, asked, named, remarks) -> int:
     "Images per class, counted; `UserError` if that contradicts what was said."
     counts = torch.bincount(labels, minlength=k)
     few, many = int(counts.min()), int(counts.max())
-    if few < many: remarks.append(f"classes have {few} to {many} images; ipc counts the fewest")
+    if few < many: remarks.append(f"classes have {few} to {many} images, ipc counts the fewest")
     said = f"ipc = {asked!r}, but" if asked is not None else f"{file} says {named} ipc, but it"
     wrong = asked if asked is not None else named
     if wrong is not None and wrong not in (few, len(labels) // k):
@@ -151,7 +151,7 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, rem
     check_name(file, named, name)
     if said: remarks.append(said)
     if recipe == "mtt" and got.lr is None:
-        remarks.append("lr = None: MTT learns a step size, and this set comes without it; "
+        remarks.append("lr = None: MTT learns a step size, and this set comes without it, so "
                        "networks will learn with 0.01")
     if recipe != str(method).lower(): remarks.append(f"evaluated by the recipe of {recipe.upper()}")
     return method or recipe, recipe, white
@@ -197,7 +197,7 @@ def import_set(
     like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source)
     x, y, rows, out, meaning = _fitting(first, got, like, kind, classes, soft, zca, remarks)
     if got.n > 1 and index is None:
-        remarks.append(f"experiment 1 of {got.n} is taken (index 0); index chooses another")
+        remarks.append(f"experiment 1 of {got.n} (index 0) is taken, --index chooses another")
     n = _ipc(first, y, len(dataset.classes), ipc, named.ipc, remarks)
     known = dict(dataset=name, outliers=kind, ipc=n, zca=zca)
     if len(out): known["outliers_per_slot"] = max(1, len(out) // len(dataset.classes))
