@@ -285,6 +285,22 @@ def test_nothing_in_a_file_is_run(made, project, refused):
     assert not (project/"owned").exists()
 
 
+def test_the_set_goes_here_and_never_over_another(made, project, refused):
+    as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt")
+    assert main(["import", "res_DSA_digits_ConvNet_2ipc.pt", *FLAGS]) == 0 # the name says the data set
+    assert DistilledSet.load("res_DSA_digits_ConvNet_2ipc.safetensors").experiment.dataset == "digits"
+    assert "name another --out" in refused("import", "res_DSA_digits_ConvNet_2ipc.pt", *FLAGS)
+
+
+def test_tensors_without_plain_numbers_are_named(made, project, refused):
+    x, y = made[1:]
+    for images, labels, said in ((x.to_sparse(), y, "sparse"), (x.to(torch.complex64), y, "complex"), (x.to("meta"), y, "meta"), (x, torch.eye(10)[y].to_sparse(), "sparse")):
+        torch.save((images, labels), "set.pt")
+        assert said in refused("import", "set.pt", "--dataset", "digits", *RECIPE)
+    torch.save((x, torch.eye(10)[y] > 0), "set.pt")
+    assert torch.equal(imported("set.pt", "--dataset", "digits", *RECIPE).labels, y)
+
+
 # --- claims
 
 def test_the_accuracy_of_the_authors_is_kept_and_compared(made, project, capfd):
