@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import one_thread
 from trustdd.core.checks import UserError
-from trustdd.core.experiment import Experiment
+from trustdd.core.experiment import Experiment, to_dict
 from trustdd.data.catalog import load_dataset
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
@@ -352,3 +352,14 @@ def test_a_set_that_is_exported_comes_back_to_the_last_digit(project, layout, me
     for what in ("images", "labels", "outliers"): assert torch.equal(getattr(back, what), getattr(syn, what)), what
     assert (back.mean, back.std, back.classes) == (syn.mean, syn.std, syn.classes)
     assert judge("out.safetensors", project/"a") == judge("ours.safetensors", project/"b")
+
+
+@pytest.mark.parametrize("layout", ["dc", "mtt"])
+def test_normalisation_step_size_and_soft_labels_come_back(made, project, layout):
+    cifar = replace(load_dataset("digits"), name="cifar10", images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8), mean=(0.49, 0.48, 0.45), std=(0.247, 0.243, 0.261))
+    made_of = dict(experiment=to_dict(Experiment(dataset="cifar10", method="mtt", ipc=2, preset="smoke")), data="x")
+    syn = DistilledSet(made[1].expand(-1, 3, -1, -1).contiguous(), made[2], torch.empty(0, 3, 8, 8), cifar.classes, cifar.mean, cifar.std, made_of, 1 / 30, one_hot(made[2], 0.05, 0.55))
+    lr = ["0.03333333333333333"] if layout == "dc" else [None]
+    back = import_set(syn.export(project/"theirs", layout), dataset=cifar, lr=lr[0], zca=False)
+    assert (back.mean, back.std, back.lr) == (syn.mean, syn.std, syn.lr) # and not the constants of their code
+    assert torch.equal(back.soft, syn.soft) and torch.equal(back.images, syn.images) and torch.equal(back.labels, syn.labels)

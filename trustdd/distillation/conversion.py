@@ -13,8 +13,7 @@ import torch
 from ..core.checks import check_choice, UserError
 from ..data.readers import to_channels
 from ..data.sources import IMAGENET_SUBSETS, plain_name
-from .foreign_files import by_number
-from .layouts import kind_of
+from .foreign_files import by_number, kind_of
 
 # %% ../../nbs/distillation/83_conversion.ipynb #f0eafb33
 def _arranged(what, x, dataset):

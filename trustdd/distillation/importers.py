@@ -188,6 +188,9 @@ def import_set(
     method, recipe, zca = _identified(got, named, name, method, recipe, soft, outliers, zca, mean,
                                       remarks)
     kind = kind_of_outliers(outliers, got.outliers is not None, first)
+    if mean is None and got.statistics and len(got.statistics) == 2:
+        mean, std = (v.tolist() if isinstance(v, torch.Tensor) else v for v in got.statistics)
+        check_statistics(mean, std)
     if not isinstance(dataset, Dataset):
         dataset = _target(name, got, classes, shape, mean, std, root)
     published = got.layout in ("dc", "mtt") and not zca and (
