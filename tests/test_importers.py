@@ -231,6 +231,18 @@ def test_whitening_is_asked_about_where_the_published_set_is_whitened(made, proj
     with pytest.raises(UserError, match="is whitened"): import_set("images_best.pt", dataset=cifar, zca=False)
 
 
+def test_pixels_from_minus_one_to_one_are_asked_about(made, project, refused):
+    np.savez("set.npz", images=(made[0].numpy() / made[0].max().item() - 0.5) / 0.5, labels=made[2].numpy())
+    assert "--mean and --std" in refused("import", "set.npz", "--dataset", "digits", *RECIPE)
+    assert imported("set.npz", "--dataset", "digits", *RECIPE, "--mean", "0.5", "--std", "0.5").std == (0.5,)
+
+
+def test_folders_with_other_numbers_are_no_classes(made, project, refused):
+    pictures(project/"set", made[0], [str(c + (c > 5)) for c in made[2].tolist()])
+    assert "the folders 0, 1, 2, 3, 4, 5, 7" in refused("import", "set", "--dataset", "digits", *RECIPE)
+    for words in (["--labels", "y.npy"], ["--index", "0"]): assert "one set" in refused("import", "set", "--dataset", "digits", *RECIPE, *words)
+
+
 def test_an_experiment_of_several_is_said(made, project, capfd):
     dc = as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt")
     imported(dc, "--dataset", "digits", *FLAGS)

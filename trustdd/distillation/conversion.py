@@ -137,12 +137,13 @@ def label_order(
     if names and sorted(names) == sorted(classes):
         whose = "that you gave" if given else "of the folders' names"
         return torch.tensor([classes.index(c) for c in names]), whose
-    numbers = all(c.isdigit() for c in names) and len(names) == k
-    if given or found and not numbers:
+    subset = IMAGENET_SUBSETS.get(plain_name(dataset.name), ())
+    numbers = sorted(int(c) for c in names if c.isdigit())
+    if numbers and numbers == sorted(subset): return torch.arange(k), "of ImageNet's numbers"
+    if given or found and numbers not in ([*range(k)], [*range(1, k + 1)]):
         what = "classes =" if given else "the folders"
         raise UserError(f"{what} {', '.join(names[:12])} are not those of dataset "
                         f"{dataset.name!r}: {', '.join(classes[:12])}")
-    subset = IMAGENET_SUBSETS.get(plain_name(dataset.name), ())
     if list(subset) != sorted(subset):
         if not all(re.fullmatch(r"n\d{8}", c) for c in classes):
             raise UserError(f"labels of {dataset.name} count in MTT's order, which its class names "

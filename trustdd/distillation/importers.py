@@ -73,7 +73,15 @@ def _target(name, got, classes, shape, mean, std, root):
 _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="arrays",
               folder="a folder of classes")
 
-def _check_missing(file, got, dataset, recipe, soft, outliers, white):
+def _halved(got, mean) -> bool:
+    "Do the pixels run from -1 to 1, as if they were normalised by 0.5, and nothing says so?"
+    x = got.images
+    if mean is not None or got.statistics or not isinstance(x, torch.Tensor) or not x.numel():
+        return False
+    low, high = x.min().item(), x.max().item()
+    return -1.001 <= low < -0.9 and 0.9 < high <= 1.001
+
+def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None):
     "`UserError` that names what a set needs beside its files."
     near = beside(file)
     near = near.name if near else "a file of them"
@@ -84,7 +92,8 @@ def _check_missing(file, got, dataset, recipe, soft, outliers, white):
               "--soft softmax (the labels are logits) or argmax"),
              (outliers is None and got.outliers is not None,
               "--outliers oe or poe, or none to leave them out"),
-             (white is None, "--zca or --no-zca (the published set is whitened)"))
+             (white is None, "--zca or --no-zca (the published set is whitened)"),
+             (_halved(got, mean), "--mean and --std (pixels from -1 to 1: by 0.5 and 0.5?)"))
     lacking = [words for missing, words in asked if missing]
     if not lacking: return
     n = len(got.images) if isinstance(got.images, torch.Tensor) and got.images.ndim else "no"
@@ -147,7 +156,7 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, rem
     colours = isinstance(got.images, torch.Tensor) and got.images.numel() and got.images.min() >= 0
     unsure = recipe == "mtt" and mean is None and not colours
     white, said = whitening(zca, got, method, unsure and _usually_whitened(name, _guess(got)))
-    _check_missing(file, got, name, recipe, soft, outliers, white)
+    _check_missing(file, got, name, recipe, soft, outliers, white, mean)
     check_name(file, named, name)
     if said: remarks.append(said)
     if recipe == "mtt" and got.lr is None:
@@ -196,6 +205,8 @@ def import_set(
     published = got.layout in ("dc", "mtt") and not zca and (
         got.outliers is None or "outliers" in got.files)
     mean, std, said = statistics_of(mean, std, dataset, published)
+    if not said and mean is dataset.mean and not zca and got.layout == "arrays":
+        said = "mean and std are the data set's, --mean and --std say otherwise"
     if said: remarks.append(said)
     like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source)
     x, y, rows, out, meaning = _fitting(first, got, like, kind, classes, soft, zca, remarks)

@@ -179,6 +179,8 @@ def _from_pairs(content, file, index):
 def _one(file, labels, index):
     "The set in one file or folder."
     if file.is_dir():
+        if labels or index is not None:
+            raise UserError(f"{file} holds one set, labelled by its folders")
         x, y, classes = read_folder(file)
         return ForeignSet(x, y, "folder", {"images": file}, classes=classes)
     content = read_file(file)
