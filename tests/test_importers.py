@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import one_thread
 from trustdd.core.checks import UserError
-from trustdd.core.experiment import Experiment
+from trustdd.core.experiment import Experiment, to_dict
 from trustdd.data.catalog import load_dataset
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
@@ -231,6 +231,18 @@ def test_whitening_is_asked_about_where_the_published_set_is_whitened(made, proj
     with pytest.raises(UserError, match="is whitened"): import_set("images_best.pt", dataset=cifar, zca=False)
 
 
+def test_pixels_from_minus_one_to_one_are_asked_about(made, project, refused):
+    np.savez("set.npz", images=(made[0].numpy() / made[0].max().item() - 0.5) / 0.5, labels=made[2].numpy())
+    assert "--mean and --std" in refused("import", "set.npz", "--dataset", "digits", *RECIPE)
+    assert imported("set.npz", "--dataset", "digits", *RECIPE, "--mean", "0.5", "--std", "0.5").std == (0.5,)
+
+
+def test_folders_with_other_numbers_are_no_classes(made, project, refused):
+    pictures(project/"set", made[0], [str(c + (c > 5)) for c in made[2].tolist()])
+    assert "the folders 0, 1, 2, 3, 4, 5, 7" in refused("import", "set", "--dataset", "digits", *RECIPE)
+    for words in (["--labels", "y.npy"], ["--index", "0"]): assert "one set" in refused("import", "set", "--dataset", "digits", *RECIPE, *words)
+
+
 def test_an_experiment_of_several_is_said(made, project, capfd):
     dc = as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt")
     imported(dc, "--dataset", "digits", *FLAGS)
@@ -285,6 +297,22 @@ def test_nothing_in_a_file_is_run(made, project, refused):
     assert not (project/"owned").exists()
 
 
+def test_the_set_goes_here_and_never_over_another(made, project, refused):
+    as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt")
+    assert main(["import", "res_DSA_digits_ConvNet_2ipc.pt", *FLAGS]) == 0 # the name says the data set
+    assert DistilledSet.load("res_DSA_digits_ConvNet_2ipc.safetensors").experiment.dataset == "digits"
+    assert "name another --out" in refused("import", "res_DSA_digits_ConvNet_2ipc.pt", *FLAGS)
+
+
+def test_tensors_without_plain_numbers_are_named(made, project, refused):
+    x, y = made[1:]
+    for images, labels, said in ((x.to_sparse(), y, "sparse"), (x.to(torch.complex64), y, "complex"), (x.to("meta"), y, "meta"), (x, torch.eye(10)[y].to_sparse(), "sparse")):
+        torch.save((images, labels), "set.pt")
+        assert said in refused("import", "set.pt", "--dataset", "digits", *RECIPE)
+    torch.save((x, torch.eye(10)[y] > 0), "set.pt")
+    assert torch.equal(imported("set.pt", "--dataset", "digits", *RECIPE).labels, y)
+
+
 # --- claims
 
 def test_the_accuracy_of_the_authors_is_kept_and_compared(made, project, capfd):
@@ -336,3 +364,14 @@ def test_a_set_that_is_exported_comes_back_to_the_last_digit(project, layout, me
     for what in ("images", "labels", "outliers"): assert torch.equal(getattr(back, what), getattr(syn, what)), what
     assert (back.mean, back.std, back.classes) == (syn.mean, syn.std, syn.classes)
     assert judge("out.safetensors", project/"a") == judge("ours.safetensors", project/"b")
+
+
+@pytest.mark.parametrize("layout", ["dc", "mtt"])
+def test_normalisation_step_size_and_soft_labels_come_back(made, project, layout):
+    cifar = replace(load_dataset("digits"), name="cifar10", images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8), mean=(0.49, 0.48, 0.45), std=(0.247, 0.243, 0.261))
+    made_of = dict(experiment=to_dict(Experiment(dataset="cifar10", method="mtt", ipc=2, preset="smoke")), data="x")
+    syn = DistilledSet(made[1].expand(-1, 3, -1, -1).contiguous(), made[2], torch.empty(0, 3, 8, 8), cifar.classes, cifar.mean, cifar.std, made_of, 1 / 30, one_hot(made[2], 0.05, 0.55))
+    lr = ["0.03333333333333333"] if layout == "dc" else [None]
+    back = import_set(syn.export(project/"theirs", layout), dataset=cifar, lr=lr[0], zca=False)
+    assert (back.mean, back.std, back.lr) == (syn.mean, syn.std, syn.lr) # and not the constants of their code
+    assert torch.equal(back.soft, syn.soft) and torch.equal(back.images, syn.images) and torch.equal(back.labels, syn.labels)

@@ -21,6 +21,7 @@ _HOME = {
     "evaluation.scores": "ood_metrics SCORES",
     "evaluation.report": "Report",
     "evaluation.evaluation": "evaluate",
+    "evaluation.diagnosis": "diagnose",
     "evaluation.bootstrap": "paired_difference",
     "evaluation.rejector": "Rejector",
     "reproduction.run_store": "Run",

@@ -48,8 +48,9 @@ class DistilledSet:
 
     def __repr__(self):
         e = self.provenance.get("experiment") or dict.fromkeys(MAIN)
+        method = self.provenance.get("imported", {}).get("method") or e["method"]
         return (f"DistilledSet({len(self.images)} images and {len(self.outliers)} outliers of "
-                f"{self.shape}, {self.n_classes} classes; {e['dataset']}, {e['method']}, outliers "
+                f"{self.shape}, {self.n_classes} classes; {e['dataset']}, {method}, outliers "
                 f"{e['outliers']}, ipc {e['ipc']}, seed {e['seed']}, preset {e['preset']})")
 
     def save(self,

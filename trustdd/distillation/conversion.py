@@ -13,13 +13,12 @@ import torch
 from ..core.checks import check_choice, UserError
 from ..data.readers import to_channels
 from ..data.names import IMAGENET_SUBSETS, plain_name
-from .foreign_files import by_number
-from .layouts import kind_of
+from .foreign_files import by_number, kind_of
 
 # %% ../../nbs/distillation/83_conversion.ipynb #f0eafb33
 def _arranged(what, x, dataset):
     "`x` as (n, C, H, W), or `UserError`."
-    if not isinstance(x, torch.Tensor) or x.layout != torch.strided or x.is_complex() or x.is_meta:
+    if not isinstance(x, torch.Tensor) or not x.ndim:
         raise UserError(f"{what} are {kind_of(x)}; needed is a tensor of floats or bytes")
     c, h, w = dataset.shape
     got = tuple(x.shape[1:])
@@ -106,7 +105,7 @@ def to_labels(
     "Class numbers int64 (n,), soft labels float32 (n, k) or None, and a remark or \"\"."
     name, k = dataset.name, len(dataset.classes)
     if soft is not None: check_choice("soft", soft, ("softmax", "argmax"))
-    if not isinstance(y, torch.Tensor) or y.is_complex():
+    if not isinstance(y, torch.Tensor):
         raise UserError(f"{what} are {kind_of(y)}; needed is a tensor of whole numbers")
     y, found = y.detach().cpu(), (None, "")
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
@@ -138,12 +137,13 @@ def label_order(
     if names and sorted(names) == sorted(classes):
         whose = "that you gave" if given else "of the folders' names"
         return torch.tensor([classes.index(c) for c in names]), whose
-    numbers = all(c.isdigit() for c in names) and len(names) == k
-    if given or found and not numbers:
+    subset = IMAGENET_SUBSETS.get(plain_name(dataset.name), ())
+    numbers = sorted(int(c) for c in names if c.isdigit())
+    if numbers and numbers == sorted(subset): return torch.arange(k), "of ImageNet's numbers"
+    if given or found and numbers not in ([*range(k)], [*range(1, k + 1)]):
         what = "classes =" if given else "the folders"
         raise UserError(f"{what} {', '.join(names[:12])} are not those of dataset "
                         f"{dataset.name!r}: {', '.join(classes[:12])}")
-    subset = IMAGENET_SUBSETS.get(plain_name(dataset.name), ())
     if list(subset) != sorted(subset):
         if not all(re.fullmatch(r"n\d{8}", c) for c in classes):
             raise UserError(f"labels of {dataset.name} count in MTT's order, which its class names "

@@ -73,7 +73,15 @@ def _target(name, got, classes, shape, mean, std, root):
 _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="arrays",
               folder="a folder of classes")
 
-def _check_missing(file, got, dataset, recipe, soft, outliers, white):
+def _halved(got, mean) -> bool:
+    "Do the pixels run from -1 to 1, as if they were normalised by 0.5, and nothing says so?"
+    x = got.images
+    if mean is not None or got.statistics or not isinstance(x, torch.Tensor) or not x.numel():
+        return False
+    low, high = x.min().item(), x.max().item()
+    return -1.001 <= low < -0.9 and 0.9 < high <= 1.001
+
+def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None):
     "`UserError` that names what a set needs beside its files."
     near = beside(file)
     near = near.name if near else "a file of them"
@@ -84,7 +92,8 @@ def _check_missing(file, got, dataset, recipe, soft, outliers, white):
               "--soft softmax (the labels are logits) or argmax"),
              (outliers is None and got.outliers is not None,
               "--outliers oe or poe, or none to leave them out"),
-             (white is None, "--zca or --no-zca (the published set is whitened)"))
+             (white is None, "--zca or --no-zca (the published set is whitened)"),
+             (_halved(got, mean), "--mean and --std (pixels from -1 to 1: by 0.5 and 0.5?)"))
     lacking = [words for missing, words in asked if missing]
     if not lacking: return
     n = len(got.images) if isinstance(got.images, torch.Tensor) and got.images.ndim else "no"
@@ -95,7 +104,7 @@ def _ipc(file, labels, k, asked, named, remarks) -> int:
     "Images per class, counted; `UserError` if that contradicts what was said."
     counts = torch.bincount(labels, minlength=k)
     few, many = int(counts.min()), int(counts.max())
-    if few < many: remarks.append(f"classes have {few} to {many} images; ipc counts the fewest")
+    if few < many: remarks.append(f"classes have {few} to {many} images, ipc counts the fewest")
     said = f"ipc = {asked!r}, but" if asked is not None else f"{file} says {named} ipc, but it"
     wrong = asked if asked is not None else named
     if wrong is not None and wrong not in (few, len(labels) // k):
@@ -147,11 +156,11 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, rem
     colours = isinstance(got.images, torch.Tensor) and got.images.numel() and got.images.min() >= 0
     unsure = recipe == "mtt" and mean is None and not colours
     white, said = whitening(zca, got, method, unsure and _usually_whitened(name, _guess(got)))
-    _check_missing(file, got, name, recipe, soft, outliers, white)
+    _check_missing(file, got, name, recipe, soft, outliers, white, mean)
     check_name(file, named, name)
     if said: remarks.append(said)
     if recipe == "mtt" and got.lr is None:
-        remarks.append("lr = None: MTT learns a step size, and this set comes without it; "
+        remarks.append("lr = None: MTT learns a step size, and this set comes without it, so "
                        "networks will learn with 0.01")
     if recipe != str(method).lower(): remarks.append(f"evaluated by the recipe of {recipe.upper()}")
     return method or recipe, recipe, white
@@ -188,16 +197,21 @@ def import_set(
     method, recipe, zca = _identified(got, named, name, method, recipe, soft, outliers, zca, mean,
                                       remarks)
     kind = kind_of_outliers(outliers, got.outliers is not None, first)
+    if mean is None and got.statistics and len(got.statistics) == 2:
+        mean, std = (v.tolist() if isinstance(v, torch.Tensor) else v for v in got.statistics)
+        check_statistics(mean, std)
     if not isinstance(dataset, Dataset):
         dataset = _target(name, got, classes, shape, mean, std, root)
     published = got.layout in ("dc", "mtt") and not zca and (
         got.outliers is None or "outliers" in got.files)
     mean, std, said = statistics_of(mean, std, dataset, published)
+    if not said and mean is dataset.mean and not zca and got.layout == "arrays":
+        said = "mean and std are the data set's, --mean and --std say otherwise"
     if said: remarks.append(said)
     like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source)
     x, y, rows, out, meaning = _fitting(first, got, like, kind, classes, soft, zca, remarks)
     if got.n > 1 and index is None:
-        remarks.append(f"experiment 1 of {got.n} is taken (index 0); index chooses another")
+        remarks.append(f"experiment 1 of {got.n} (index 0) is taken, --index chooses another")
     n = _ipc(first, y, len(dataset.classes), ipc, named.ipc, remarks)
     known = dict(dataset=name, outliers=kind, ipc=n, zca=zca)
     if len(out): known["outliers_per_slot"] = max(1, len(out) // len(dataset.classes))

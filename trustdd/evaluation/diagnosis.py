@@ -8,7 +8,7 @@ __all__ = ['claim_interval', 'compare_with_claim', 'Trial', 'diagnose']
 # %% ../../nbs/evaluation/83_diagnosis.ipynb #a48248e2
 import math
 from dataclasses import dataclass, replace
-from statistics import mean, pstdev
+from statistics import mean
 from types import SimpleNamespace
 
 from ..core.checks import UserError
@@ -17,6 +17,7 @@ from ..data.cards import claimed_text
 from ..distillation.conventions import published_statistics
 from .evaluation import resolve_eval_data
 from .logits import normaliser, predict
+from .report import mean_std
 from ..networks.training import train
 
 # %% ../../nbs/evaluation/83_diagnosis.ipynb #efba81a4
@@ -25,7 +26,7 @@ def claim_interval(
     accuracies,     # measured, one per network, in percent
 ) -> tuple[float, float]:
     "Between which accuracies the measured mean confirms the claim."
-    ours = pstdev(accuracies)
+    _, ours = mean_std(accuracies)
     theirs = ours if claimed["std"] is None else claimed["std"]
     margin = max(1., 1.96 * math.hypot(ours, theirs))
     return claimed["mean"] - margin, claimed["mean"] + margin
@@ -37,7 +38,7 @@ def compare_with_claim(
     "(a line with both accuracies or \"\" without a claim, a warning or \"\")."
     claimed = syn.provenance.get("imported", {}).get("claimed")
     if not claimed: return "", ""
-    here = f"{mean(accuracies):.1f} ± {pstdev(accuracies):.1f} %"
+    here = "{:.1f} ± {:.1f} %".format(*mean_std(accuracies))
     low, high = claim_interval(claimed, accuracies)
     line = f"accuracy claimed by its authors {claimed_text(claimed)}, here {here}"
     if low <= mean(accuracies) <= high: return line, ""
@@ -54,7 +55,7 @@ class Trial:
 
     def __str__(self):
         how = f"  ({self.how})" if self.how else ""
-        return f"{mean(self.accuracies):5.1f} ± {pstdev(self.accuracies):.1f}  {self.what}{how}"
+        return "{:5.1f} ± {:.1f}".format(*mean_std(self.accuracies)) + f"  {self.what}{how}"
 
 def _accuracies(nets, dataset, norm, device):
     right = [(predict(net, dataset.test_images, norm, device=device).argmax(1)
