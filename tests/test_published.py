@@ -23,7 +23,8 @@ def test_a_published_run_is_still_the_one_asked_for():
     assert is_finished(exp, folder)
 
 
-@pytest.mark.parametrize("field", [dict(label_smoothing=0.1), dict(outlier_draw=1), dict(corruptions=["noise"])])
+@pytest.mark.parametrize("field", [dict(label_smoothing=0.1), dict(outlier_draw=1), dict(corruptions=["noise"]),
+                                   dict(precision="bfloat16")])
 def test_a_control_is_another_run(field):
     exp = Experiment(outliers="poe", ipc=1)
     folder = STORE/run_name(exp)

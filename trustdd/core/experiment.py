@@ -158,7 +158,8 @@ def check_field(
     raise UserError(f"{said} with method = {method!r}: it belongs to {', '.join(others)}")
 
 # %% ../../nbs/core/06_experiment.ipynb #3d86331b
-_LATER = dict(label_smoothing=0.0, outlier_draw=0) # not written where it is this
+# not written where it is this
+_LATER = dict(label_smoothing=0.0, outlier_draw=0, precision="float32")
 
 def to_dict(exp:Experiment) -> dict:
     "The experiment as plain JSON values (tuples become lists)."

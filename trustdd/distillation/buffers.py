@@ -29,7 +29,7 @@ from ..data.dataset import Dataset
 from ..data.poe import outlier_pool
 from ..networks.architectures import from_experiment
 from ..networks.batches import expert_batches, real_images
-from ..networks.compute import compiled, keep_memory, torch_threads
+from ..networks.compute import compiled, in_precision, keep_memory, torch_threads
 from ..networks.parameters import fill, flatten, initialise
 from ..networks.training import fit
 from .trajectories import (
@@ -38,7 +38,7 @@ from .trajectories import (
 # %% ../../nbs/distillation/33_buffers.ipynb #13200da8
 _ALWAYS = (
     "dataset", "outliers", "strategy", "align_corners", "zca", "holdout",
-    "model", "width", "depth", "norm", "act", "pool",
+    "model", "width", "depth", "norm", "act", "pool", "precision",
     "train_epochs", "lr_teacher", "batch_train", "expert_seed",
 )
 _WITH = {"none": (), "oe": ("lam", "aux"), "poe": ("lam", "corruptions")}
@@ -83,7 +83,7 @@ class _ExpertTraining:
         seed = stream(exp.expert_seed, "expert")
         net = from_experiment(exp, dataset.shape, dataset.n_classes, seed, device)
         seen = exp.train_epochs * len(dataset.images) * (2 if pool else 1)
-        fast = compiled(net, dataset.shape, seen)
+        fast = in_precision(compiled(net, dataset.shape, seen), exp.precision, device)
         labels = dataset.labels.to(device)
         return cls(exp, net.train(), fast, real_images(dataset, device), labels, pool)
 

@@ -20,7 +20,7 @@ from ..data.augment import draw
 from ..data.dataset import Dataset
 from ..networks.architectures import from_experiment
 from ..networks.batches import training_batches
-from ..networks.compute import compiled
+from ..networks.compute import compiled, in_precision
 from ..networks.losses import class_loss, outlier_loss
 from ..networks.parameters import initialise
 from ..networks.training import fit
@@ -229,7 +229,8 @@ class GradientMatching(Method):
             dataset = replace(dataset, images=images, labels=labels)
         seed = stream(exp.seed, "network", 0)
         net = from_experiment(exp, dataset.shape, dataset.n_classes, seed, device)
-        return dataset, pool, net, self.faster(exp, dataset, net), device, sides
+        fast = in_precision(self.faster(exp, dataset, net), exp.precision, device)
+        return dataset, pool, net, fast, device, sides
 
     def faster(self, exp, dataset, net):
         "The network that the real side passes through: compiled where that pays."

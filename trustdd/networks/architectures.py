@@ -16,6 +16,7 @@ from torch import nn
 from ..core.checks import check_choice, check_int, UserError
 from ..core.experiment import Settings, settings
 from .parameters import initialise
+from .compute import PRECISIONS
 
 # %% ../../nbs/networks/19_architectures.ipynb #ee501129
 class Network(nn.Module):
@@ -176,7 +177,7 @@ def build_network(
     return initialise(net.to_empty(device=device), generator)
 
 # %% ../../nbs/networks/19_architectures.ipynb #72206dd8
-_CHOICES = dict(model=MODELS, norm=_NORMS, act=_ACTIVATIONS, pool=_POOLS)
+_CHOICES = dict(model=MODELS, norm=_NORMS, act=_ACTIVATIONS, pool=_POOLS, precision=PRECISIONS)
 _SIZES = dict(smoke=dict(width=8, depth=2), quick=dict(width=32, depth=2),
               cifar=dict(width=32, depth=3), paper=dict(width=128, depth=3))
 
@@ -190,6 +191,7 @@ class NetworkSettings(Settings):
     norm:str="instance"     # none, batch, layer, instance or group
     act:str="relu"          # relu, leakyrelu or sigmoid
     pool:str="avg"          # avg, max or none
+    precision:str="float32" # of activations and products: float32 or bfloat16
 
     @classmethod
     def defaults(cls, known): return _SIZES[known["preset"]]

@@ -20,7 +20,7 @@ from ..core.randomness import pick_device, stream
 from ..data.dataset import Dataset
 from .architectures import from_experiment
 from .batches import training_batches
-from .compute import arithmetic, compiled, keep_memory
+from .compute import arithmetic, compiled, in_precision, keep_memory
 from .losses import training_loss
 from .parameters import initialise
 from .training_checkpoints import describe_training, TrainingCheckpoints
@@ -144,7 +144,7 @@ def train(
     net = from_experiment(exp, shape, data.n_classes, stream(seed, "evaluation", 0), device, model)
     # counts exp.n_nets, not n_nets: asking for fewer networks must not change any of them
     work = exp.n_nets * exp.epochs * (len(data.images) + len(data.outliers))
-    fast = compiled(net, shape, work)
+    fast = in_precision(compiled(net, shape, work), exp.precision, device)
     about = describe_training(exp, seed, model, data.lr, snapshots, *data.pixels) if keep else None
     checkpoints = TrainingCheckpoints(keep, about, every)
     mine = shard(n_nets)

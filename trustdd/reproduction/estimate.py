@@ -20,7 +20,7 @@ from ..data.dataset import Dataset
 from ..distillation.distillation import distill, initial_state, load_checkpoint
 from ..distillation.methods import find_method
 from ..data.poe import outlier_pool
-from ..networks.compute import compiled
+from ..networks.compute import compiled, in_precision
 from ..networks.architectures import from_experiment
 from ..networks.batches import training_batches
 from ..networks.training import fit
@@ -85,7 +85,7 @@ def _timed_epochs(exp, images, labels, outliers, n_classes, device, timed, norma
     "Seconds of the first epoch of a network, and of each other one."
     net = from_experiment(exp, images.shape[1:], n_classes, stream(0, "estimate"), device)
     work = exp.n_nets * exp.epochs * (len(images) + len(outliers))
-    fast = compiled(net, tuple(images.shape[1:]), work)
+    fast = in_precision(compiled(net, tuple(images.shape[1:]), work), exp.precision, device)
     optimiser = torch.optim.SGD(net.parameters(), lr=exp.lr_eval, momentum=exp.momentum_eval,
                                 weight_decay=exp.weight_decay)
     def batches(epoch):

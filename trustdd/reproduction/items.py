@@ -187,6 +187,10 @@ def _facts(item, frame, runs, v, extra):
     meta = {**about(item, runs), **(extra or {}), "held": v.held}
     line = f"{meta['dataset']}, preset {meta['preset']}"
     if not runs: return meta, line
+    kinds = sorted({getattr(r.exp, "precision", "float32") for r in runs})
+    if kinds != ["float32"]:
+        meta["precision"] = kinds
+        line += f", {' and '.join(kinds)}"
     seeds = ("seed " if len(meta["seeds"]) == 1 else "seeds ") + ", ".join(map(str, meta["seeds"]))
     nets = sorted({len(r.report.accuracy) for r in runs})
     each = " to ".join(map(str, sorted({nets[0], nets[-1]})))

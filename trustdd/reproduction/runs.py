@@ -21,7 +21,7 @@ from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
 from ..data.identity import listed_once
 from ..data.poe import outlier_pool
-from ..networks.compute import torch_threads
+from ..networks.compute import check_precision, torch_threads
 from ..networks.training import train
 from ..distillation.buffers import buffer_name
 from ..distillation.distillation import check_distillable, initial_state, provenance
@@ -160,7 +160,7 @@ def load_or_run(
 
 def _possible(exp, folder, device, root):
     "The data set; `UserError` if it, the device, the outliers or enough images are missing."
-    pick_device(device)
+    check_precision(exp.precision, pick_device(device))
     dataset = prepared(exp, root)
     if exp.method != "full" and not (folder/"distilled.safetensors").exists():
         find_method(exp.method).check(exp, dataset, outlier_pool(exp, dataset, root))
