@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare check test test-data test-gpu tour paper bench bench-full bench-gpu lab clean
+.PHONY: help setup prepare check test test-data test-gpu tour paper book bench bench-full bench-gpu lab clean
 
 help: ## list what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -73,6 +73,13 @@ tour: setup ## the whole method on digits in a minute, as a page for your browse
 paper: setup ## every figure and table, into figures/PRESET
 	$(BIN)/trustdd paper --preset $(PRESET) $(if $(ONLY),--only $(ONLY)) $(if $(WORKERS),--workers $(WORKERS))
 
+book: .venv/.book ## the book, a site that opens from the disk: build/book/html/index.html
+	$(BIN)/python tools/book.py
+
+.venv/.book: .venv/.stamp
+	$(INSTALL) $$($(BIN)/python tools/check_python.py 2>/dev/null) -e '.[book]'
+	@touch $@
+
 bench: setup ## time the hot paths against plain versions, and memory, into benchmarks/latest.json
 	$(BIN)/python benchmarks/bench.py
 
@@ -82,8 +89,8 @@ bench-full: setup ## memory and time of trajectory matching up to 80 steps, into
 bench-gpu: setup ## does an NVIDIA GPU compute what the CPU does, and how fast is it? into benchmarks/gpu.json
 	$(BIN)/python benchmarks/bench.py --gpu $(if $(BUDGET),--budget $(BUDGET))
 
-lab: setup ## open the notebooks
-	$(BIN)/jupyter lab --notebook-dir=. nbs
+lab: setup ## open the notebooks, the tour first
+	$(BIN)/jupyter lab --notebook-dir=. nbs/00_tour.ipynb
 
 clean: ## remove what can be made again at once; .venv, data, runs and figures stay
 	rm -rf build dist _docs _proc .pytest_cache figures/smoke

@@ -25,7 +25,7 @@ setup(
     package_data={s["lib_path"]: ["templates/*", "*/templates/*"]},
     python_requires=f">={s['min_python']}",
     install_requires=s["requirements"].split(),
-    extras_require={k: s[f"{k}_requirements"].split() for k in ("dev", "workflow")},
+    extras_require={k: s[f"{k}_requirements"].split() for k in ("book", "dev", "workflow")},
     entry_points={"console_scripts": s["console_scripts"].split()},
     classifiers=["Intended Audience :: Science/Research", "Programming Language :: Python :: 3",
                  "Topic :: Scientific/Engineering :: Artificial Intelligence"],

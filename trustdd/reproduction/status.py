@@ -87,5 +87,6 @@ def as_markdown(
 ) -> str:
     "The same as a table in Markdown."
     rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(s.words() for s in states)]
-    if link: rows[2:] = [[f"[{name}]({link.format(name=name)})", *more] for name, *more in rows[2:]]
+    for s, row in zip(states, rows[2:]):
+        if link and s.state != "not made": row[0] = f"[{s.name}]({link.format(name=s.name)})"
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
