@@ -119,6 +119,7 @@ def test_a_folder_of_pictures(made, project):
     pictures(project/"set", made[0], [str(int(c)) for c in made[2]])
     syn = imported("set", "--dataset", "digits", *RECIPE)
     assert torch.equal(syn.images, made[1]) and torch.equal(syn.labels, made[2])
+    assert syn.card["made by"] == "unknown, imported" and "unknown" in repr(syn) # the recipe is no method
 
 
 # --- soft labels

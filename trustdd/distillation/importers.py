@@ -162,8 +162,9 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, rem
     if recipe == "mtt" and got.lr is None:
         remarks.append("lr = None: MTT learns a step size, and this set comes without it, so "
                        "networks will learn with 0.01")
-    if recipe != str(method).lower(): remarks.append(f"evaluated by the recipe of {recipe.upper()}")
-    return method or recipe, recipe, white
+    if method and recipe != str(method).lower():
+        remarks.append(f"evaluated by the recipe of {recipe.upper()}")
+    return method or "unknown", recipe, white
 
 # %% ../../nbs/distillation/38_importers.ipynb #f82f619c
 def import_set(
