@@ -169,6 +169,36 @@ def test_unreadable_files_are_a_wrong_request(made, project, capfd):
     assert main(["evaluate", str(made)]) == 2 and str(made) in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("how", ["a folder", "a list", "bytes", "cut", "a loop"])
+def test_the_list_goes_on_past_a_damaged_configuration(made, project, capfd, how):
+    "One broken run folder is called damaged; the others are listed, and asking for the run says which file it is."
+    config, = (project/"runs").rglob("config.json")
+    other = project/"runs"/"another"
+    other.mkdir()
+    (other/"config.json").write_bytes(config.read_bytes())
+    config.unlink()
+    if how == "a folder": config.mkdir()
+    if how == "a loop": config.symlink_to("config.json")
+    if how in ("a list", "bytes", "cut"): config.write_bytes({"a list": b"[]", "bytes": bytes(range(256)), "cut": b'{"preset": "smo'}[how])
+    capfd.readouterr()
+    assert main(["list"]) == 0
+    states = [line.split()[0] for line in capfd.readouterr().out.splitlines()]
+    assert "begun" in states and "finished" not in states and (how == "a loop" or "damaged" in states)
+    if how != "a loop": assert main(["distill", *SMALL]) == 2 and "config.json" in capfd.readouterr().err
+
+
+def test_no_page_of_others_is_replaced(project, capfd):
+    "An index.html of one's own in the folder of figures stays."
+    from trustdd.reproduction.gallery import write_gallery
+    shutil.copytree(ROOT/"figures"/"quick", project/"mine", ignore=lambda folder, names: [n for n in names if not n.startswith("tab14")])
+    (project/"mine"/"index.html").write_text("<title>my site</title>")
+    with pytest.raises(UserError, match="index.html is not a page of figures"): write_gallery(project/"mine")
+    assert (project/"mine"/"index.html").read_text() == "<title>my site</title>"
+    (project/"mine"/"index.html").unlink()
+    page = write_gallery(project/"mine")
+    assert write_gallery(project/"mine") == page # its own is replaced
+
+
 # --- signals and processes
 
 def of_session(number):

@@ -198,7 +198,8 @@ def log_once(
             notes.set(f"{rank()} heard", "")
             return
     except RuntimeError: pass # the notes are gone with their process: better said twice than never
-    print(line, file=sys.stderr, flush=True)
+    try: print(line, file=sys.stderr, flush=True)
+    except OSError: pass # the terminal has been closed
     try:
         if notes: notes.set("said", "")
         if notes and is_main_process(): notes.wait(heard, timedelta(seconds=5))

@@ -149,7 +149,8 @@ def _description(meta, path) -> dict:
 # %% ../../nbs/data/16_distilled_set.ipynb #87fea34a
 def _flaw(classes, mean, std, provenance) -> str:
     "What is wrong with what a file says of itself, in words; empty if nothing is."
-    def a_list(values, kinds): return isinstance(values, list) and all(type(v) in kinds for v in values)
+    def a_list(values, kinds):
+        return isinstance(values, list) and all(type(v) in kinds for v in values)
     if not a_list(classes, [str]): return "its classes must be a list of names"
     for name, values in (("mean", mean), ("std", std)):
         if not a_list(values, [int, float]) or not all(abs(v) < 1e30 for v in values):

@@ -132,10 +132,12 @@ def _check_room(exp, folder, dataset, n):
     "Raise `UserError` unless the disk has room for `n` experts."
     net = from_experiment(exp, dataset.shape, dataset.n_classes, stream(0))
     need = 4 * n * (exp.train_epochs + 1) * flatten(net).numel()
-    free = shutil.disk_usage(writable(folder)).free
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(there).free
     if need > free:
         raise UserError(f"{n} experts of {exp.train_epochs} epochs take {need / 1e9:.1f} GB, "
                         f"{folder} has {free / 1e9:.1f} GB free; choose fewer experts or epochs")
+    writable(folder)
 
 # %% ../../nbs/distillation/33_buffers.ipynb #f1de30a7
 def _describe(exp, folder, dataset, root):

@@ -218,6 +218,17 @@ def write_gallery(
         raise UserError(f"no figures or tables in {figures_folder}; "
                         "make them first: trustdd paper --preset quick")
     page = Path(to or folder/"index.html").resolve()
+    _check_ours(page)
     stores = [Path(runs)] if runs else [runs_root(), project_root()/"published"]
     atomic_write(page, _render(found, page.parent, stores))
     return page
+
+# %% ../../nbs/reproduction/67_gallery.ipynb #a4da4968
+_TITLE = "<title>trustdd: figures and tables</title>" # of every page
+
+def _check_ours(page):
+    "`UserError` if the page exists and is another one, such as that of your own site."
+    try: text = page.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError: return
+    if _TITLE not in text:
+        raise UserError(f"{page} is not a page of figures; write the figures into another folder")
