@@ -175,7 +175,7 @@ def _side_by_side(names, wanted, at_once, late):
 
 # %% ../../nbs/reproduction/66_atlas.ipynb #d2122129
 def make_items(
-    preset:str="quick",     # smoke, quick, cifar or paper
+    preset:str="quick",     # smoke, quick, cifar, long or paper
     only=(),                # names such as fig02, tab01; all if empty
     runs=None,              # the run store
     out=None,               # folder of the results; figures/PRESET if None
