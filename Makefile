@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "  with PRESET=smoke|quick|cifar|paper, ONLY=fig02,tab01 (paper), ONLY=poe (test), WORKERS=N (paper), BUDGET=SECONDS (bench-gpu), PYTHON=python3.12 (setup)"
+	@echo "  with PRESET=smoke|quick|cifar|long|paper, ONLY=fig02,tab01 (paper), ONLY=poe (test), WORKERS=N (paper), BUDGET=SECONDS (bench-gpu), PYTHON=python3.12 (setup)"
 
 setup: .venv/.stamp ## make .venv with everything in it, with uv where that is installed; does nothing if it is up to date
 

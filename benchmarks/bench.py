@@ -26,7 +26,7 @@ from trustdd.data.dataset import from_tensors
 from trustdd.data.poe import outlier_pool
 from trustdd.networks.architectures import from_experiment
 from trustdd.networks.batches import training_batches
-from trustdd.networks.compute import compiled, keep_memory
+from trustdd.networks.compute import check_precision, compiled, in_precision, keep_memory
 from trustdd.networks.parameters import initialise
 from trustdd.networks.training import fit
 from trustdd.distillation.gradient_matching import image_side, images_seen, match_side, outlier_side
@@ -48,6 +48,9 @@ class Case:
     per_call:int=1      # how many units, such as epochs, a call does
 
 
+BESIDE = dict(float32="", bfloat16="-bfloat16") # precision -> what is added to a line's name: ours alone has it, the plain side is float32
+
+
 # What is measured ---------------------------------------------------------------------------------------------------
 
 def stage(preset, outliers, quick, device):
@@ -64,10 +67,11 @@ def stage(preset, outliers, quick, device):
     return exp, data, pool, start(exp, data, pool, device), net
 
 
-def outer(preset, quick, device):
+def outer(preset, quick, device, precision="float32"):
     "One outer step of distillation: all classes, then all outlier slots, from the start."
     exp, data, pool, begin, net = stage(preset, "poe", quick, device)
-    fast, twin = compiled(net, SHAPE, images_seen(exp, CLASSES)), deepcopy(net)
+    compiled_net, twin = compiled(net, SHAPE, images_seen(exp, CLASSES)), deepcopy(net)
+    fast = in_precision(compiled_net, precision, device)
     draws = lambda purpose: lambda c: stream(exp.seed, purpose, 0, 0, c)
     whole = data.normalise(data.images, device)
     corrupted = [pool.draw(c, exp.batch_real, draws("outliers")(c)) for c in range(CLASSES)]
@@ -90,16 +94,18 @@ def outer(preset, quick, device):
     def outcome(images, outliers):
         return {"images": images, "outliers": outliers, "step of the images": images - begin.images, "step of the outliers": outliers - begin.outliers}
 
-    name = f"outer-{preset}: {CLASSES} classes and {CLASSES} outlier slots, width {exp.width}, batch {exp.batch_real}, IPC {exp.ipc}"
+    name = f"outer-{preset}{BESIDE[precision]}: {CLASSES} classes and {CLASSES} outlier slots, width {exp.width}, batch {exp.batch_real}, IPC {exp.ipc}"
     allowed = {"images": 1e-4, "outliers": 1e-4, "step of the images": 2e-2, "step of the outliers": 2e-2}
-    return Case(name, ours, plainly, allowed, work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc)), fast is not net)
+    if precision != "float32": allowed = {"images": 1e-2, "outliers": 1e-2, "step of the images": 0.5, "step of the outliers": 0.5}
+    return Case(name, ours, plainly, allowed, work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc)), compiled_net is not net)
 
 
-def training(preset, outliers, quick, device):
+def training(preset, outliers, quick, device, precision="float32"):
     "Epochs of a fresh network on a distilled set."
     exp, _, _, syn, net = stage(preset, outliers, quick, device)
     epochs, twin, n = 2 if quick else dict(paper=4, cifar=10)[preset], deepcopy(net), len(syn.images) + len(syn.outliers)
-    fast = compiled(net, SHAPE, exp.n_nets * exp.epochs * n)
+    compiled_net = compiled(net, SHAPE, exp.n_nets * exp.epochs * n)
+    fast = in_precision(compiled_net, precision, device)
     labels = torch.arange(CLASSES, device=device).repeat_interleave(exp.ipc)
 
     def trained(model, one_epoch):
@@ -123,9 +129,10 @@ def training(preset, outliers, quick, device):
         plain.train_epoch(twin, loader_in, loader_out, optimizer, generator, exp)
 
     tail, beside = ("-outliers", f" and {len(syn.outliers)} outliers") if exp.outliers_per_slot else ("", "")
-    name = f"train-{preset}{tail}: one epoch on {len(syn.images)} images{beside}, width {exp.width}"
+    name = f"train-{preset}{tail}{BESIDE[precision]}: one epoch on {len(syn.images)} images{beside}, width {exp.width}"
     ours, plainly = partial(trained, net, our_epoch), partial(trained, twin, plain_epoch)
-    return Case(name, ours, plainly, {"weights": 1e-3}, work_of(net, epochs * n), fast is not net, epochs)
+    allowed = {"weights": 1e-3 if precision == "float32" else 5e-2}
+    return Case(name, ours, plainly, allowed, work_of(net, epochs * n), compiled_net is not net, epochs)
 
 
 def evaluation(preset, quick, device):
@@ -173,6 +180,7 @@ def loading(quick, device, scratch):
 
 CASES = {f"outer-{p}": partial(outer, p) for p in ("paper", "cifar")}
 CASES |= {f"train-{p}{tail}": partial(training, p, o) for p in ("paper", "cifar") for tail, o in (("", "none"), ("-outliers", "poe"))}
+CASES |= {"outer-paper-bfloat16": partial(outer, "paper", precision="bfloat16"), "train-paper-bfloat16": partial(training, "paper", "none", precision="bfloat16")}
 CASES |= {f"evaluate-{p}": partial(evaluation, p) for p in ("paper", "cifar")} | {"load": loading}
 
 
@@ -301,6 +309,9 @@ def one_line(name, asked, scratch, beside):
     if name in LIMITS:
         row, wrong = measure_memory(name, asked, scratch)
         return row, {}, wrong
+    if name.endswith(BESIDE["bfloat16"]):
+        try: check_precision("bfloat16", asked.device)
+        except UserError: return dict.fromkeys(("name", "ours_s", "plain_s", "ratio", "share_of_gemm", "compile_s")) | dict(name=f"{name}: not on this processor"), {}, []
     return measure(name, asked, scratch, beside)
 
 

@@ -86,13 +86,16 @@ def measure_trajectory(name, asked):
 
 
 def promises(rows):
-    "What the constant-memory gradient must show, as far as these rows, {line: row}, tell: a list of {what, value, limit, held}."
+    "What the constant-memory gradient and bfloat16 must show, as far as these rows, {line: row}, tell: a list of {what, value, limit, held}."
     def one(what, limit, a, b):
         known = a is not None and b is not None
         return dict(what=what, value=a / b if known else None, limit=limit, held=a / b <= limit if known else None)
     of = lambda line, key: rows.get(line, {}).get(key)
     return [one("memory of ours at 80 steps, relative to 10 steps", 1.3, of("trajectory-80", "ours_mb"), of("trajectory-10", "ours_mb")),
-            one("seconds of ours at 10 steps, relative to the unrolled gradient", 1.4, of("trajectory-10", "ours_s"), of("trajectory-10", "plain_s"))]
+            one("seconds of ours at 10 steps, relative to the unrolled gradient", 1.4, of("trajectory-10", "ours_s"), of("trajectory-10", "plain_s")),
+            *(one(f"seconds of {line} in bfloat16, relative to {side}", limit, of(f"{line}-bfloat16", "ours_s"), of(line, key))
+              for line in ("outer-paper", "train-paper")
+              for side, key, limit in (("float32", "ours_s", 1 / 1.6), ("the plain loop", "plain_s", 1 / 4)))]
 
 
 def spoken(promise):

@@ -53,8 +53,10 @@ def test_every_line_in_tiny_sizes(tmp_path):
     done = script("--quick", "--repeats", 1, "--threads", 1, "--out", tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     got = {r["name"].split(":")[0]: r for r in rows(tmp_path, "latest")}
-    assert {"outer-paper", "outer-cifar", "train-paper", "evaluate-paper", "load", "trajectory-10", "memory-load", "memory-distill", "memory-evaluate"} <= set(got)
-    for r in got.values(): assert {"name", "ours_s", "plain_s", "ratio", "share_of_gemm"} <= set(r) and r["ours_s"] > 0
+    assert {"outer-paper", "outer-paper-bfloat16", "train-paper-bfloat16", "outer-cifar", "train-paper", "evaluate-paper", "load", "trajectory-10", "memory-load", "memory-distill", "memory-evaluate"} <= set(got)
+    for r in got.values():
+        assert {"name", "ours_s", "plain_s", "ratio", "share_of_gemm"} <= set(r)
+        assert r["name"].endswith("-bfloat16: not on this processor") if r["ours_s"] is None else r["ours_s"] > 0
     for name in ("memory-load", "memory-distill", "memory-evaluate"):
         assert got[name]["mb"] is None or 0 < got[name]["mb"] <= got[name]["limit_mb"]
     kept = [json.loads(line) for line in (tmp_path/"history.jsonl").read_text().splitlines()]
@@ -74,6 +76,12 @@ def test_other_numbers_fail(modules, main, tmp_path, monkeypatch):
     monkeypatch.setattr(modules["plain"], "load_folder", lambda folder: (load(folder)[0], load(folder)[1] + 1))
     said = main("--quick", "--only", "load", "--repeats", 1, "--out", tmp_path)
     assert "differ in the labels" in said and not list(tmp_path.iterdir())
+
+
+def test_a_processor_without_bfloat16_says_so(main, tmp_path, monkeypatch):
+    monkeypatch.setattr("trustdd.networks.compute.processor_flags", set)
+    assert main("--quick", "--only", "outer-paper-bfloat16,train-paper-bfloat16", "--out", tmp_path) is None
+    assert [r["name"] for r in rows(tmp_path, "latest")] == [f"{what}-paper-bfloat16: not on this processor" for what in ("outer", "train")]
 
 
 def test_a_second_run_adds_to_the_history(main, tmp_path):

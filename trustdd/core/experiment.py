@@ -17,7 +17,8 @@ from .checks import check_choice, check_int, UserError
 from .storage import digest
 
 # %% ../../nbs/core/06_experiment.ipynb #703e7b5f
-PRESETS = {"smoke": "digits", "quick": "digits", "cifar": "cifar10", "paper": "cifar10"}
+PRESETS = {"smoke": "digits", "quick": "digits", "cifar": "cifar10", "long": "cifar10",
+           "paper": "cifar10"}
 OUTLIERS = ("none", "oe", "poe")
 
 # %% ../../nbs/core/06_experiment.ipynb #1dce0512
@@ -82,7 +83,7 @@ class Request:
     outliers:str="none"     # none, oe (real auxiliary images), poe (corrupted training images)
     ipc:int=10              # images per class
     seed:int=0              # of everything that is drawn
-    preset:str="quick"      # smoke, quick, cifar or paper
+    preset:str="quick"      # smoke, quick, cifar, long or paper
 
 MAIN = tuple(f.name for f in fields(Request))
 

@@ -39,7 +39,7 @@ class RandomImages(Method):
         return start_from_images(exp, dataset, pool, device)
 
 # %% ../../nbs/distillation/31_coresets.ipynb #783ce88d
-_EPOCHS = dict(smoke=1, quick=20, cifar=5, paper=50)
+_EPOCHS = dict(smoke=1, quick=20, cifar=5, long=5, paper=50)
 
 @dataclass(frozen=True)
 class CoresetSettings(Settings):

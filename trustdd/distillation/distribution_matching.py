@@ -24,6 +24,7 @@ _PRESETS = {
     "smoke": dict(iterations=12, batch_real=16),
     "quick": dict(iterations=300, batch_real=64),
     "cifar": dict(iterations=600, batch_real=64),
+    "long": dict(iterations=600, batch_real=64),
     "paper": dict(iterations=20_000, batch_real=256),
 }
 

@@ -164,6 +164,7 @@ _PRESETS = {
     "smoke": dict(iterations=2, outer=2, inner=1, batch_real=16, batch_net=64),
     "quick": dict(iterations=10, outer=10, inner=5, batch_real=64, batch_net=256),
     "cifar": dict(iterations=20, outer=10, inner=10, batch_real=64, batch_net=256),
+    "long": dict(iterations=200, outer=10, inner=10, batch_real=64, batch_net=256),
     "paper": dict(iterations=1000, batch_real=256, batch_net=256),
 }
 

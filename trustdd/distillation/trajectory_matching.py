@@ -124,11 +124,12 @@ _SMALL = { # preset: {ipc: as above}, and the experts
     "cifar": ({1: (50, 2, 2, 1e2, 1e-5, 1e-2, True, 0)}, _experts(300, 12, 3, 256)),
     "paper": (None, _experts(5000, 100, 50, 256)),
 }
+_SMALL["long"] = _SMALL["cifar"]
 
 def trajectory_settings(
     dataset:str,    # its name
     ipc:int,        # images per class
-    preset:str,     # smoke, quick, cifar or paper
+    preset:str,     # smoke, quick, cifar, long or paper
 ) -> dict:
     "The published fields of a data set (else of CIFAR-10) at this IPC or the next lower one."
     table, experts = _SMALL[preset]

@@ -40,7 +40,8 @@ class EvaluationSettings(Settings):
         object.__setattr__(self, "watch", _iterations(self.watch))
 
     @classmethod
-    def defaults(cls, known): return dict(n_test=dict(smoke=50, cifar=1000).get(known["preset"], 0))
+    def defaults(cls, known):
+        return dict(n_test=dict(smoke=50, cifar=1000, long=1000).get(known["preset"], 0))
 
     def check(self, exp):
         check_int("n_test", self.n_test, 0)

@@ -179,7 +179,8 @@ def build_network(
 # %% ../../nbs/networks/19_architectures.ipynb #72206dd8
 _CHOICES = dict(model=MODELS, norm=_NORMS, act=_ACTIVATIONS, pool=_POOLS, precision=PRECISIONS)
 _SIZES = dict(smoke=dict(width=8, depth=2), quick=dict(width=32, depth=2),
-              cifar=dict(width=32, depth=3), paper=dict(width=128, depth=3))
+              cifar=dict(width=32, depth=3),
+              long=dict(width=32, depth=3), paper=dict(width=128, depth=3))
 
 @settings("network")
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def _mean(total, steps):
     return (total if total.device.type == "mps" else total.double()) / steps
 
 # %% ../../nbs/networks/24_training.ipynb #2cc0b70e
-_RECIPES = dict(smoke=(2, 4, 1), quick=(3, 200, 100), cifar=(3, 300, 5), paper=(5, 1000, 200))
+_RECIPES = dict(smoke=(2, 4, 1), quick=(3, 200, 100), cifar=(3, 300, 5), long=(3, 300, 5),
+                paper=(5, 1000, 200))
 
 @settings("training")
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def requested(
 
 # %% ../../nbs/reproduction/66_atlas.ipynb #d2122129
 def make_items(
-    preset:str="quick",     # smoke, quick, cifar or paper
+    preset:str="quick",     # smoke, quick, cifar, long or paper
     only=(),                # names such as fig02, tab01; all if empty
     runs=None,              # the run store
     out=None,               # folder of the results; figures/PRESET if None

@@ -28,7 +28,7 @@ from .flags import (
 @dataclass(frozen=True)
 class Paper(Command):
     "Make figures and tables."
-    preset:str="quick"              # smoke, quick, cifar or paper
+    preset:str="quick"              # smoke, quick, cifar, long or paper
     only:tuple[str, ...]=()         # names such as fig02,tab01; all of them
     workers:int|None=None           # runs computed at the same time; one for each core
     runs:str|None=None              # the run store; runs/ in the project

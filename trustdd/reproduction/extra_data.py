@@ -23,18 +23,18 @@ def three_kinds(
 
 # %% ../../nbs/reproduction/63_extra_data.ipynb #c1e84e4f
 def imagenet_fields(
-    preset:str,         # smoke, quick, cifar or paper
+    preset:str,         # smoke, quick, cifar, long or paper
     side:int,           # of the images, in pixels
     method:str="dsa",   # of the runs
 ) -> dict:
     "The fields in which runs on an ImageNet subset differ from the preset's."
     fields = dict(depth=max(1, side.bit_length() - 3))
-    if preset == "cifar": fields |= dict(width=32, iterations=100, batch_real=32)
+    if preset in ("cifar", "long"): fields |= dict(width=32, iterations=100, batch_real=32)
     return {k: v for k, v in fields.items() if k in field_names(method)}
 
 # %% ../../nbs/reproduction/63_extra_data.ipynb #53747571
 def lacking_imagenet(
-    preset:str,     # smoke, quick, cifar or paper
+    preset:str,     # smoke, quick, cifar, long or paper
     dataset:str,    # the name wanted
     named:bool,     # was it asked for?
     root=None,      # where data sets are
@@ -49,7 +49,7 @@ def lacking_imagenet(
 _DIGIT_SETS = ("digits", "mnist", "usps", "svhn")
 
 def digit_sets(
-    preset:str,     # smoke, quick, cifar or paper
+    preset:str,     # smoke, quick, cifar, long or paper
     dataset:str="", # names with commas; those that are here if empty
     root=None,      # where data sets are
 ) -> tuple:

@@ -25,6 +25,8 @@ SCOPE = {
                   mtt_ipcs=(1, 10), mtt_seeds=(0, 1, 2)),
     "cifar": dict(ipcs=(1, 10), ipc=10, seeds=(0, 1, 2), many_seeds=1,
                   mtt_ipcs=(1,), mtt_seeds=(0, 1)),
+    "long": dict(ipcs=(10,), ipc=10, seeds=(0, 1, 2), many_seeds=1,
+                 mtt_ipcs=(1,), mtt_seeds=(0, 1)),
     "paper": dict(ipcs=(1, 10, 50), ipc=10, seeds=(0,), many_seeds=1,
                   mtt_ipcs=(1, 10, 50), mtt_seeds=(0,)),
 }
@@ -46,7 +48,7 @@ def numbers(
 class PaperItem:
     "One figure or table being made; empty parameters take the preset's values."
     name:str                # of the item, as its notebook's name begins: fig01, tab05
-    preset:str="quick"      # smoke, quick, cifar or paper
+    preset:str="quick"      # smoke, quick, cifar, long or paper
     dataset:str=""          # in-distribution data set
     ipc:object=""           # images per class, one number or several: "1,10"
     seeds:object=""         # "0,1,2"

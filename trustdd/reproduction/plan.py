@@ -52,7 +52,7 @@ def _text(value):
 
 # %% ../../nbs/reproduction/65_plan.ipynb #0943ec06
 def plan(
-    preset:str="quick",     # smoke, quick, cifar or paper
+    preset:str="quick",     # smoke, quick, cifar, long or paper
     only=(),                # names such as fig02, tab01; all if empty
     runs=None,              # the run store
     parameters=None,        # further parameters, for every notebook
