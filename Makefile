@@ -90,7 +90,7 @@ bench-gpu: setup ## does an NVIDIA GPU compute what the CPU does, and how fast i
 	$(BIN)/python benchmarks/bench.py --gpu $(if $(BUDGET),--budget $(BUDGET))
 
 lab: setup ## open the notebooks, the tour first
-	$(BIN)/jupyter lab --notebook-dir=. nbs/00_tour.ipynb
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/00_tour.ipynb
 
 clean: ## remove what can be made again at once; .venv, data, runs and figures stay
 	rm -rf build dist _docs _proc .pytest_cache figures/smoke

@@ -190,9 +190,9 @@ def results(book):
             rows.append(f"| [{title}](../figures/{preset}/notebooks/{entry.name}.ipynb) | {word} | {gallery.cost_word(entry)} |")
             figure_page(book, entry, source, title)
         said = gallery.tally_text(gallery.tally(gallery.entries(ROOT/"figures"/preset)))
-        head = "| figure or table | its claim | from nothing |\n|---|---|---|"
+        head = "| figure or table | its claim | made again in |\n|---|---|---|"
         names = [f"../figures/{preset}/notebooks/{e.name}" for e in gallery.entries(ROOT/"figures"/preset)]
-        book.write(f"results/{preset}.md", f"# Results of preset `{preset}`\n\n{gallery.ABOUT.get(preset, '')} Of {len(rows)} claims: "
+        book.write(f"results/{preset}.md", f"# Results: {preset}\n\n{gallery.ABOUT.get(preset, '')} Of {len(rows)} claims: "
                    f"{said}.\n\n" + "\n".join([head, *rows]) + f"\n\n{toctree(*names)}\n")
 
 
@@ -208,7 +208,7 @@ def figure_page(book, entry, source, title):
     links = " · ".join(f"{{download}}`{names.get(p.suffix, p.suffix[1:])} <{place}>`" for p, place in zip(files, places))
     from trustdd.reproduction.gallery import cost_word
     runs = len(entry.facts.get("runs", []))
-    last = (f"## Files\n\n{links}\n\nMade from {runs} run{'s' * (runs != 1)}; from nothing: {cost_word(entry)}. "
+    last = (f"## Files\n\n{links}\n\nMade from {runs or 'no'} run{'s' * (runs != 1)}; made again in {cost_word(entry)}. "
             f"`trustdd explain figures/{entry.folder.name}/{entry.name}.csv ROW COLUMN` leads from a number to its runs.")
     executed = entry.folder/"notebooks"/f"{entry.name}.ipynb"
     if executed.exists(): return book.notebook(executed, more=[last])

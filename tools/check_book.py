@@ -97,6 +97,16 @@ class Browser:
         missing = self.ask("Runtime.evaluate", expression=broken, returnByValue=True)["result"]["value"]
         return [*filter(None, map(complaint, self.events)), *(f"picture {src} is missing" for src in missing)]
 
+    def finds(self, site, word):
+        "How many pages the search of the book finds, within ten seconds."
+        self.ask("Page.navigate", url=f"{(site/'search.html').resolve().as_uri()}?q={word}")
+        for _ in range(20):
+            time.sleep(.5)
+            count = "document.querySelectorAll('#search-results li').length"
+            found = self.ask("Runtime.evaluate", expression=count, returnByValue=True)["result"].get("value", 0)
+            if found: return found
+        return 0
+
     def picture(self, path, to, width, height, dark=False):
         "A screenshot of the top of a page."
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
@@ -129,6 +139,7 @@ def in_browser(site, program, pictures):
         for path in sorted(site.rglob("*.html")):
             if "_static" in path.parts: continue
             for text in browser.open(path): yield f"{path.relative_to(site)}: {text}"
+        if not browser.finds(site, WORD): yield f"search.html: finds nothing for {WORD}"
         if pictures:
             Path(pictures).mkdir(parents=True, exist_ok=True)
             for i, name in enumerate(SHOWN):
@@ -137,6 +148,7 @@ def in_browser(site, program, pictures):
     finally: browser.close()
 
 
+WORD = "trajectory"
 SHOWN = ("index.html", "nbs/00_tour.html", "nbs/distillation/29_gradient_matching.html", "figures/quick/notebooks/fig02.html",
          "figures/quick/notebooks/tab01.html", "api/core.checks.html", "results/quick.html", "docs/references.html")
 

@@ -22,7 +22,8 @@ myst_enable_extensions = ["amsmath", "dollarmath", "html_image"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks carry their outputs
 nb_merge_streams = True
-nb_number_source_lines = False
+nb_code_prompt_show = "Show the {type}"
+nb_code_prompt_hide = "Hide the {type}"
 suppress_warnings = ["myst.header", "mystnb.mime_priority", "mystnb.unknown_mime_type"]
 default_role = "literal"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
@@ -35,6 +36,7 @@ html_static_path = ["static", str(Path(mathjax.origin).parent/"static")]
 mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["book.css"]
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_copy_source = False
 html_theme_options = {
     "show_toc_level": 2,
@@ -42,6 +44,7 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "navigation_with_keys": False,
+    "navbar_persistent": [],  # the search is at the side
 }
 
 

@@ -138,11 +138,12 @@ def cost_word(
     "What making it again costs, such as: 2 s from stored runs, 3.0 h from nothing."
     spent, known = recorded_seconds(entry, stores or [runs_root(), project_root()/"published"])
     drawing, runs = made_when(entry.folder, entry.name).get("seconds"), entry.facts.get("runs", [])
-    words = [f"{duration(drawing)} from stored runs"] if runs and drawing is not None else []
+    spend = "" if drawing is None else duration(drawing)
+    if not runs: return f"{spend or 'seconds'}, without runs"
+    words = [f"{spend} from stored runs"] if spend else []
     least = "at least " * (known < len(runs))
-    if known or (drawing is not None and not runs):
-        words.append(f"{least}{duration(spent + (drawing or 0))} from nothing")
-    return ", ".join(words) or "unknown"
+    if known: words.append(f"{least}{duration(spent + (drawing or 0))} from nothing")
+    return ", ".join(words) or "a time that was not recorded"
 
 # %% ../../nbs/reproduction/67_gallery.ipynb #c0cb673c
 def _cells(markdown:str) -> list:

@@ -7,7 +7,7 @@ __all__ = ['SCOPE', 'WORDS', 'numbers', 'PaperItem', 'grid', 'pooled', 'select',
            'publish_figure', 'publish_table']
 
 # %% ../../nbs/reproduction/62_items.ipynb #be886801
-import itertools
+import itertools, json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..core.checks import check_choice, UserError
 from ..core.experiment import Experiment, PRESETS
 from ..core.storage import project_root, runs_root
 from ..evaluation.pooling import combine
+from .artifacts import without_places
 from .figures import save_figure
 from .tables import save_table
 
@@ -199,17 +200,24 @@ def _facts(item, frame, runs, v, extra):
     means = _MEANS * any(":mean:" in str(q) for q in frame.get("quantity", ()))
     return meta, f"{line}, {seeds}; {each} networks per seed{means}"
 
+# %% ../../nbs/reproduction/62_items.ipynb #e10ba9e4
+def _short(item, meta, **texts):
+    "Description and texts with names of data sets instead of paths, as keywords for `save_figure`."
+    folders = [name for name in (item.dataset, *meta["ood_sets"]) if Path(name).is_absolute()]
+    whole = json.dumps(dict(meta=meta, **texts), ensure_ascii=False)
+    return json.loads(without_places(whole, folders))
+
 # %% ../../nbs/reproduction/62_items.ipynb #2edae07f
 def publish_figure(item:PaperItem, fig, frame, caption:str, v:Verdict, runs=(), extra=None):
     "Write the figure's .png, .pdf, .csv and .json; returns the verdict."
     meta, line = _facts(item, frame, runs, v, extra)
-    save_figure(fig, item.out, item.name, _numbered(frame, meta["runs"]), meta,
-                f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
+    said = _short(item, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
+    save_figure(fig, item.out, item.name, _numbered(frame, meta["runs"]), **said)
     return v
 
 def publish_table(item:PaperItem, frame, caption:str, v:Verdict, runs=(), extra=None, **layout):
     "Write the table's .md, .tex, .csv and .json; returns the verdict."
     meta, line = _facts(item, frame, runs, v, extra)
-    save_table(_numbered(frame, meta["runs"]), item.out, item.name, meta,
-               f"{caption} ({line}.)", claim=v.claim, verdict=str(v), **layout)
+    said = _short(item, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
+    save_table(_numbered(frame, meta["runs"]), item.out, item.name, **said, **layout)
     return v
