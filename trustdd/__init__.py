@@ -29,6 +29,7 @@ _HOME = {
     "reproduction.experts": "run_buffer",
     "reproduction.publishing": "publish",
     "reproduction.estimate": "estimate",
+    "reproduction.comparison": "compare",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = ["__version__", *_MODULE]

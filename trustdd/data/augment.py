@@ -34,8 +34,6 @@ class AugmentationParams:
         if self.n == 1: return self
         return AugmentationParams(self.op, tuple(to_device(p, device) for p in self.params))
 
-
-
 # %% ../../nbs/data/14_augment.ipynb #f86f270e
 _RANGES = {
     "color":  ((-0.5, 0.5), (0.0, 2.0), (0.5, 1.5)),

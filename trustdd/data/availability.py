@@ -6,7 +6,7 @@
 __all__ = ['have', 'how_to_get', 'within_reach']
 
 # %% ../../nbs/data/13_availability.ipynb #ed9f8e8c
-from .names import by_hand, DOWNLOADS, EMBEDDED, resolve_name, SELECTIONS
+from .names import DOWNLOADS, EMBEDDED, resolve_name, SELECTIONS
 from .sources import find_folder
 from .suites import default_aux, ood_suite
 

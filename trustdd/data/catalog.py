@@ -147,7 +147,6 @@ def _without(name, split, exclude):
     phrase = f" without {len(out)} of its classes" if exclude else ""
     return images, phrase + (f" ({exclude[0]})" if chosen else "")
 
-
 # %% ../../nbs/data/12_catalog.ipynb #e17424e8
 @lru_cache(maxsize=16)
 def _outside(name, part, shape, root, exclude, stamp):

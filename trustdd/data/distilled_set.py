@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..core.checks import UserError
-from ..core.experiment import Experiment, from_dict, MAIN, to_dict
+from ..core.experiment import Experiment, from_dict, MAIN
 from ..core.storage import read_safetensors, write_safetensors
 from .cards import card_of, export_as
 from .catalog import prepared

@@ -62,7 +62,6 @@ _SHARED_WITH = dict(cifar10="""
     04532670 04560804 07579787 07720875 07734744 07747607 07920052 09193705 09246464 09332890
     09428293 12267677""")
 
-
 # %% ../../nbs/data/90_names.ipynb #ccbeb5a8
 class Selection(NamedTuple):
     "Some of the classes of a data set."
@@ -74,7 +73,6 @@ class Selection(NamedTuple):
         "Is the class one of them?"
         if self.parity is not None and int(c[1:]) % 2 != self.parity: return False
         return c not in self.without
-
 
 # %% ../../nbs/data/90_names.ipynb #f6edaf80
 def _selections():

@@ -175,8 +175,7 @@ class OEPool:
         if shape != needed:
             raise UserError(f"auxiliary images have shape {shape}, the data set {needed}")
         self.dataset, self.device, self.n_slots = dataset, device, dataset.n_classes
-        self.parts = _oe_parts(len(images), self.n_slots, seed)
-        self.images = images.to(device)
+        self.parts, self.images = _oe_parts(len(images), self.n_slots, seed), images.to(device)
 
     def draw(self, slot:int, n:int, generator:torch.Generator) -> Tensor:
         "n outliers of `slot`, normalised float32 (n,C,H,W) on the device; different if possible."
@@ -197,26 +196,23 @@ class OutlierSettings(Settings):
 
     def __post_init__(self):
         object.__setattr__(self, "corruptions", name_tuple("corruptions", self.corruptions))
-
     @classmethod
     def defaults(cls, known):
         return dict(outliers_per_slot=0 if known["outliers"] == "none" else known["ipc"])
 
     def check(self, exp):
-        check_int("outliers_per_slot", self.outliers_per_slot, 0)
-        check_int("outlier_draw", self.outlier_draw, 0)
+        said = f"outliers = {exp.outliers!r}"
+        for k in ("outliers_per_slot", "outlier_draw"):
+            check_int(k, getattr(self, k), 0)
+            if exp.outliers == "none" and getattr(self, k):
+                raise UserError(f"{k} = {getattr(self, k)} with {said}; choose oe or poe")
         check_choice("distill_outliers", self.distill_outliers, (True, False))
         for name in self.corruptions: check_choice("corruptions", name, KINDS)
         if not isinstance(self.aux, str): raise UserError(f"aux = {self.aux!r} must be a text")
-        said = f"outliers = {exp.outliers!r}"
         if self.aux and exp.outliers != "oe":
             raise UserError(f"aux = {self.aux!r} with {said}; auxiliary images are for oe")
-        for k in ("outliers_per_slot", "outlier_draw"):
-            if exp.outliers == "none" and getattr(self, k):
-                raise UserError(f"{k} = {getattr(self, k)} with {said}; choose oe or poe")
         if exp.outliers != "none" and not self.outliers_per_slot:
-            raise UserError(f"outliers_per_slot = 0 with {said}; "
-                            "choose outliers = none, or 1 or more")
+            raise UserError(f"outliers_per_slot = 0 with {said}; choose outliers = none, or more")
         if exp.outliers == "poe" and not self.corruptions:
             raise UserError("corruptions = () is empty; name one or more")
 

@@ -46,8 +46,6 @@ class ZCA:
         mean, _, inverse = self._on(x.device)
         return (x.float().flatten(-3) @ inverse + mean).unflatten(-1, x.shape[-3:])
 
-
-
 # %% ../../nbs/data/07_whitening.ipynb #6dca7eeb
 def _sums(images):
     "Sums over uint8 images (n, C, H, W) of v = pixel − 128, (d,), and v vᵀ, (d, d); exact float64."
@@ -86,8 +84,6 @@ def fit_zca(
     root = (S.clamp(min=0) + eps).sqrt()
     mean, matrix, inverse = (first / n + 128) / 255, (V / root) @ V.T, (V * root) @ V.T
     return ZCA(mean.float(), matrix.float(), inverse.float())
-
-
 
 # %% ../../nbs/data/07_whitening.ipynb #c97ddc16
 def _crc(parts): return str(zlib.crc32(b"".join(t.numpy().tobytes() for t in parts.values())))

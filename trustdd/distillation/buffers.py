@@ -37,10 +37,8 @@ from .trajectories import (
 
 # %% ../../nbs/distillation/33_buffers.ipynb #13200da8
 _ALWAYS = (
-    "dataset", "outliers", "strategy", "align_corners", "zca", "holdout",
-    "model", "width", "depth", "norm", "act", "pool", "precision",
-    "train_epochs", "lr_teacher", "batch_train", "expert_seed",
-)
+    "dataset", "outliers", "strategy", "align_corners", "zca", "holdout", "model", "width", "depth",
+    "norm", "act", "pool", "precision", "train_epochs", "lr_teacher", "batch_train", "expert_seed")
 _WITH = {"none": (), "oe": ("lam", "aux"), "poe": ("lam", "corruptions")}
 
 # %% ../../nbs/distillation/33_buffers.ipynb #b314794d

@@ -18,7 +18,6 @@ from ..core.randomness import stream
 from ..data.suites import kin_sets, ood_groups
 from .resampling import image_weights, WEIGHTED
 
-
 # %% ../../nbs/evaluation/45_bootstrap.ipynb #ccafd886
 def _network_weights(n_seeds:int, n_nets:int, n_boot:int, seed:int) -> np.ndarray:
     "(seeds, networks, 1 + n_boot): each network's share of a resample; all alike in the first."
@@ -52,7 +51,6 @@ def parse_statistic(
         found.append((metric, names))
     return found
 
-
 # %% ../../nbs/evaluation/45_bootstrap.ipynb #38c2dcb2
 def fair_terms(
     statistic:str,  # as for `parse_statistic`
@@ -66,7 +64,6 @@ def fair_terms(
     terms, every = (parse_statistic(statistic, ood, g) for g in (fair, groups))
     out = {n for _, names in every for n in names} - {n for _, names in terms for n in names}
     return (terms if all(names for _, names in terms) else []), tuple(n for n in ood if n in out)
-
 
 # %% ../../nbs/evaluation/45_bootstrap.ipynb #231ecb30
 def _check_pairs(kept, seeds):
@@ -208,7 +205,6 @@ def paired_differences(
         d = difference(values, a, b, terms, _n_images(one, terms), seed)
         found[a, b, s] = replace(d, without=without)
     return found
-
 
 # %% ../../nbs/evaluation/45_bootstrap.ipynb #704289f5
 NOT_TESTABLE = "not testable: of the OOD sets of the mean, none is left that is kin to neither"

@@ -12,7 +12,6 @@ from ..core.checks import UserError
 from ..core.experiment import from_dict, to_dict
 from .report import Report
 
-
 # %% ../../nbs/evaluation/91_pooling.ipynb #83771350
 _POOLED = ("accuracy", "ood_values", "errors", "ece", "reliability", "epochs", "runs")
 

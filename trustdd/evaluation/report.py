@@ -135,8 +135,6 @@ def _group_values(report):
     return {g: {s: {m: report.network_means(s, m, g) for m in METRICS} for s in scores}
             for g, sets in report.groups.items() if sets}
 
-
-
 # %% ../../nbs/evaluation/42_report.ipynb #02c79e41
 def _ood_values(logits, scores):
     "OOD set -> score -> metric -> one value per network."

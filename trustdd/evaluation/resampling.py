@@ -11,7 +11,6 @@ import torch
 
 from ..core.randomness import stream
 
-
 # %% ../../nbs/evaluation/92_resampling.ipynb #61d46426
 def image_weights(
     n:int,          # images

@@ -103,7 +103,6 @@ def _area_fpr95(positive_marks, scores, rule="first"):
         at = len(low_to_high) - 1 - abs(low_to_high - 0.95).argmin()
     return 100 * float(auc(fpr, tpr)), 100 * float(fpr[at])
 
-
 # %% ../../nbs/evaluation/39_scores.ipynb #5fed2f90
 def _area_pr(positive_marks, scores, rule):
     "Area under the precision-recall curve, percent."
@@ -129,7 +128,6 @@ def ood_metrics(
     named = "" if fpr95 == "first" else f" ({fpr95})"
     return found | {f"fpr95_{side}{named}": _area_fpr95(*pair, fpr95)[1]
                     for side, pair in sides.items()}
-
 
 # %% ../../nbs/evaluation/39_scores.ipynb #4a89c77b
 METRICS = dict(auroc=("AUROC", True), aupr_in=("AUPR-in", True), aupr_out=("AUPR-out", True),

@@ -75,7 +75,6 @@ def _observed(runs, terms, score):
     values = [of_network(r.report, k) for r in runs for k in range(r.report.n_nets)]
     return math.fsum(values) / len(values)
 
-
 # %% ../../nbs/reproduction/64_claims.ipynb #9af8a7fa
 def compare(
     a,                          # finished runs of A, one for each seed
@@ -103,7 +102,6 @@ def _in_words(d, margin=0.0) -> Comparison:
     return Comparison(held, f"{d}{word}", d.mean, d.low, d.high,
                       f"{signed(d.mean)}{kin}, {d.interval}{word}", f"95% intervals over {d.over}")
 
-
 # %% ../../nbs/reproduction/64_claims.ipynb #685c700d
 _PARTS = ("near", "far", "mean", "noise")
 
@@ -124,7 +122,6 @@ def _ood_numbers(groups, score):
     frame = pd.DataFrame(rows).sort_values(["ipc", "ood", "outliers"], key=place, kind="stable")
     return frame.reset_index(drop=True)
 
-
 # %% ../../nbs/reproduction/64_claims.ipynb #fbf9a2a7
 def _gains(groups, score, runs):
     "((ipc, OOD set or group, A, B) → `Difference` of AUROC, what it is over), or (nothing, why)."
@@ -141,7 +138,6 @@ def _gains(groups, score, runs):
                   if made[a, b, w]}
     if not found: return {}, "no interval: there is nothing to compare"
     return found, f"paired bootstrap over {next(iter(found.values())).over}"
-
 
 # %% ../../nbs/reproduction/64_claims.ipynb #f1bfadf2
 def ood_table(
@@ -163,7 +159,6 @@ def ood_table(
     frame.attrs |= dict(over=over, against=against, kin=kin)
     return frame, *_shown(frame, gains)
 
-
 # %% ../../nbs/reproduction/64_claims.ipynb #979c1501
 def _shown(frame, gains):
     "Texts and marks of the table; the mean of a group of one set is left out, as it is the set."
@@ -183,7 +178,6 @@ def _shown(frame, gains):
         bold.iloc[row, bold.columns.get_loc("auroc")] = best
     return shown.rename(columns={k: v[0] for k, v in METRICS.items()}), bold
 
-
 # %% ../../nbs/reproduction/64_claims.ipynb #c47cb470
 def table_notes(
     frame, # from `ood_table`
@@ -197,7 +191,6 @@ def table_notes(
     dagger = (f"; †: kin to outliers ({whose}): never bold, and left out where means are compared"
               if kin else "")
     return bold + dagger
-
 
 # %% ../../nbs/reproduction/64_claims.ipynb #7c92bc32
 def ood_traced(
@@ -229,4 +222,3 @@ def ood_claim(
     return all_hold(against.values()), (
         f"mean AUROC over near and far sets {'; '.join(texts)}, in % (in brackets the difference "
         f"to DD{interval}; {over}).")
-

@@ -166,7 +166,8 @@ def _from(module:str, names:str) -> dict:
     return {name.lower(): getattr(module, name) for name in names.split()}
 
 _COMMANDS = {
-    **_from("commands", "Distill Run Buffers Import Evaluate Show"),
+    **_from("commands", "Distill Run Buffers"),
+    **_from("set_commands", "Import Evaluate Show Compare"),
     **_from("predict", "Reject Predict"),
     "paper": Paper, "status": Status, "gallery": Gallery,
     "explain": Explain, "list": List}

@@ -81,7 +81,6 @@ def set_picture(
     filled = torch.cat([blank if x is None else x for x in sheet])
     return image_grid(filled, n, titles=syn.classes[:n], row_labels=labels)
 
-
 # %% ../../nbs/reproduction/61_image_panels.ipynb #43c43edf
 def _label_width(
     text, # of a row
