@@ -93,5 +93,5 @@ lab: setup ## open the notebooks, the tour first
 	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/00_tour.ipynb
 
 clean: ## remove what can be made again at once; .venv, data, runs and figures stay
-	rm -rf build dist _docs _proc .pytest_cache figures/smoke
+	cd "$(dir $(firstword $(MAKEFILE_LIST)))" && test -f trustdd/core/storage.py && rm -rf build dist _docs _proc .pytest_cache figures/smoke && \
 	find nbs tests tools trustdd benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

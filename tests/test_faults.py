@@ -93,6 +93,22 @@ def test_many_processes_write_one_file(tmp_path):
     assert (tmp_path/"file").read_text() in [letter * 50_000 for letter in "abc"]
 
 
+def test_make_clean_removes_what_is_beside_the_makefile_only(tmp_path):
+    "Called from another folder, it leaves that folder alone."
+    if not shutil.which("make"): pytest.skip("there is no make")
+    own, other = tmp_path/"project", tmp_path/"other"
+    for folder in (own, other):
+        for name in ("build", "dist", "figures/smoke", "nbs/__pycache__", "tests", "tools", "trustdd/core", "benchmarks", "runs"): (folder/name).mkdir(parents=True)
+    shutil.copy(ROOT/"Makefile", own)
+    (own/"trustdd"/"core"/"storage.py").touch()
+    def folders(where): return {str(p.relative_to(where)) for p in where.rglob("*") if p.is_dir()}
+    before = folders(other)
+    subprocess.run(["make", "-f", str(own/"Makefile"), "clean"], cwd=other, check=True, capture_output=True)
+    assert folders(other) == before
+    subprocess.run(["make", "clean"], cwd=own, check=True, capture_output=True)
+    assert folders(own) == {"figures", "nbs", "tests", "tools", "trustdd", "trustdd/core", "benchmarks", "runs"}
+
+
 # --- results that belong together
 
 @pytest.mark.parametrize("moment", [0, 1, 2])

@@ -91,8 +91,11 @@ def _pictures(path):
 @lru_cache(maxsize=16)
 def _patches(name:str, shape) -> torch.Tensor:
     "The squares cut for `name`, one of `_PATCHES`, as uint8 (n, C, S, S) of `shape` (C, S, S)."
-    files, sides = _PATCHES[name]
-    folder, cut = Path(find_spec("skimage").submodule_search_locations[0])/"data", []
+    (files, sides), found, cut = _PATCHES[name], find_spec("skimage"), []
+    if found is None:
+        raise UserError(f"{name} is cut from pictures of scikit-image, which is not installed; "
+                        "install scikit-image 0.20 to 0.26")
+    folder = Path(found.submodule_search_locations[0])/"data"
     for f in files.split():
         try: pictures = _pictures(folder/f)
         except OSError as e:

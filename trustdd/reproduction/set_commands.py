@@ -14,7 +14,7 @@ from typing import Annotated
 from tyro import MISSING
 from tyro.conf import arg, Positional
 
-from ..core.checks import UserError, check_choice
+from ..core.checks import UserError, check_choice, check_int
 from ..core.distributed import (
     broadcast_from_rank0, is_main_process, log_once, main_process_first)
 from ..core.experiment import to_dict
@@ -89,6 +89,7 @@ class Evaluate(Work):
         from trustdd.evaluation.evaluation import evaluate, resolve_eval_data
         from trustdd.networks.training import train
         check_choice("select", self.select, ("last", "best_on_test"))
+        if self.n_nets is not None: check_int("n_nets", self.n_nets, 1)
         pick_device(self.device)
         if self.time_budget and not self.out:
             raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
