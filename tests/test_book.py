@@ -50,7 +50,7 @@ def test_every_reference_has_a_link():
     ("(Zhao and Bilen 2021)", "([Zhao and Bilen 2021](#ref-zhao-and-bilen-2021))"),
     ("`Ma et al. 2024` and [Ma et al. 2024](x)", "`Ma et al. 2024` and [Ma et al. 2024](x)"),
     ("(MTT, Cazenavette et al. 2022)", "(MTT, [Cazenavette et al. 2022](#ref-cazenavette-et-al-2022))"),
-    ("# Ma et al. 2024", "# Ma et al. 2024"),
+    ("# Ma et al. 2024\n\nby Efron 1979", "# Ma et al. 2024\n\nby [Efron 1979](#ref-efron-1979)"),
     ("Nobody et al. 2024", "Nobody et al. 2024")])
 def test_citations_become_links(text, made):
     assert book.cite(text, book.references(REFERENCES)) == made

@@ -50,7 +50,7 @@ def cite(text, known):
         name = reference_name(m)
         whole = m[0] if not m[0].endswith(")") or "(" in m[0] else m[0][:-1]
         return f"[{whole}](#{anchor(name)}){m[0][len(whole):]}" if name in known else m[0]
-    parts = re.split(r"(```.*?```|`[^`\n]*`|\[[^\]]*\]\([^)]*\)|^#.*$|\$\$.*?\$\$)", text, flags=re.S | re.M)
+    parts = re.split(r"(```.*?```|`[^`\n]*`|\[[^\]]*\]\([^)]*\)|^#[^\n]*|\$\$.*?\$\$)", text, flags=re.S | re.M)
     return "".join(p if i % 2 else CITED.sub(link, p) for i, p in enumerate(parts))
 
 

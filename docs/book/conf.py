@@ -22,8 +22,7 @@ myst_enable_extensions = ["amsmath", "dollarmath", "html_image"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks carry their outputs
 nb_merge_streams = True
-nb_code_prompt_show = "Show the {type}"
-nb_code_prompt_hide = "Hide the {type}"
+nb_code_prompt_show = nb_code_prompt_hide = "Imports"  # no other cells are folded
 suppress_warnings = ["myst.header", "mystnb.mime_priority", "mystnb.unknown_mime_type"]
 default_role = "literal"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
