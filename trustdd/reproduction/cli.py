@@ -169,10 +169,11 @@ _COMMANDS = {
     **_from("commands", "Distill Run Buffers"),
     **_from("set_commands", "Import Evaluate Show Compare"),
     **_from("predict", "Reject Predict"),
+    **_from("tuning", "Tune"),
     "paper": Paper, "status": Status, "gallery": Gallery,
     "explain": Explain, "list": List}
 # commands with the flags of an experiment, and which groups of them they leave out
-_EXPERIMENT = {"distill": (), "run": (), "buffers": (), "import": (
+_EXPERIMENT = {"distill": (), "run": (), "tune": (), "buffers": (), "import": (
     "request", "data", "matching", "outlier_pool", "evaluation")}
 _SHARED = ("distill", "run", "buffers", "evaluate") # several processes can share these
 
