@@ -36,6 +36,7 @@ class Paper(Command):
     force:bool=False                # make again what is up to date
     list_runs:bool=False            # make nothing; print the commands of the runs that are lacking
     plan:str|None=None              # make nothing; write what all items need to this file (JSON)
+    as_stored:bool=False            # draw stored runs whatever images are here
     no_page:bool=False              # do not write the page of all figures
     time_budget:float|None=None     # seconds to stop after, status 75; the same command continues
 
@@ -46,6 +47,7 @@ class Paper(Command):
             if self.workers < 1: raise UserError(f"--workers {self.workers} must be 1 or more")
             os.environ["TRUSTDD_WORKERS"] = str(self.workers)
         check_choice("preset", self.preset, PRESETS)
+        if self.as_stored: os.environ["TRUSTDD_AS_STORED"] = "1"
         if self.plan or self.list_runs: return self._plan()
         out = Path(self.out or project_root()/"figures"/self.preset).resolve()
         done = make_items(self.preset, self.only, self.runs, out, force=self.force)

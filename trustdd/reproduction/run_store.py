@@ -7,7 +7,7 @@ __all__ = ['Run', 'listed', 'training_images', 'all_images', 'write_identity', '
            'is_finished', 'begin', 'same_training_images', 'reuse_distilled', 'claimed', 'in_use', 'stored']
 
 # %% ../../nbs/reproduction/51_run_store.ipynb #d8b82dbf
-import glob, itertools, json
+import glob, itertools, json, os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +19,7 @@ from ..core.checks import UserError
 from ..core.deadline import try_lock
 from ..core.distributed import barrier, broadcast_from_rank0
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
-from ..core.storage import (
-    atomic_write, digest, read_lines, runs_root, seal, unseal, writable)
+from ..core.storage import atomic_write, digest, read_lines, runs_root, seal, unseal, writable
 from ..data.distilled_set import DistilledSet
 from ..data.identity import image_identities, other_images
 from ..data.suites import default_aux
@@ -148,6 +147,7 @@ def run_folder(
     "The folder of a run on the images that are here; it need not exist."
     base = Path(runs or runs_root())/run_name(exp)
     there = _variants(base)
+    if there and os.environ.get("TRUSTDD_AS_STORED"): return there[0]
     known = all_images(exp, root) if there else {}
     for folder in there:
         if not other_images(stored_images(folder), known): return folder
