@@ -5,6 +5,7 @@ import pytest
 
 from conftest import ROOT
 from trustdd.core.checks import UserError
+from trustdd.core.storage import project_root, runs_root
 from trustdd.reproduction.items import PaperItem
 from trustdd.reproduction.plan import plan
 
@@ -35,3 +36,27 @@ def test_weights_and_outliers_per_slot_likewise():
         assert "lams = 0 names no weight above 0" in problem(item, lams=0)
         assert not problem(item, lams=0.5) # as papermill hands it over
     assert "opcs = 0 names no number above 0" in problem("tab12", opcs=0) and "'0.5'" in problem("tab12", opcs=0.5)
+
+
+# --- places
+
+def test_the_settings_of_another_project_are_not_this_one(project, monkeypatch):
+    "A `settings.ini` is a common name: only the one of this project says where its folders are."
+    inner = project/"other"/"notes"
+    inner.mkdir(parents=True)
+    for text in ("[DEFAULT]\nlib_name = other\n", "[tool]\nname = trustdd\n", "", "[DEFAULT]\nlib_name = trustdd-fork\n"):
+        (inner.parent/"settings.ini").write_text(text)
+        monkeypatch.chdir(inner)
+        assert project_root() == project and runs_root() == project/"runs"
+    (inner.parent/"settings.ini").write_bytes(b"\xff[DEFAULT]\r\nlib_name=trustdd\r\n") # whatever wrote it
+    assert project_root() == inner.parent
+
+
+def test_no_notebooks_of_another_project_are_used(refused, project, monkeypatch):
+    "A folder nbs/paper beside another project's settings was made figures of."
+    other = project/"other"
+    (other/"nbs"/"paper").mkdir(parents=True)
+    (other/"nbs"/"paper"/"fig01_theirs.ipynb").write_text("{}")
+    (other/"settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
+    monkeypatch.chdir(other)
+    assert "no notebooks" in refused("paper", "--preset", "smoke")
