@@ -55,7 +55,7 @@ def project(tmp_path, monkeypatch):
     def offline(*_): raise OSError("no internet in the tests")
     folder = tmp_path/"project"
     folder.mkdir()
-    (folder/"settings.ini").write_text("[DEFAULT]\n")
+    (folder/"settings.ini").write_text("[DEFAULT]\nlib_name = trustdd\n")
     monkeypatch.chdir(folder)
     for name in ("TRUSTDD_DATA", "TRUSTDD_RUNS"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRUSTDD_WORKERS", "1") # so that what --workers sets is undone

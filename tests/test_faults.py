@@ -142,7 +142,7 @@ def test_locales_without_the_sign(project, locale):
     child = start("run", *SMALL, "--runs", "runs", cwd=project, env={**ENV, **LOCALES[locale]})
     out, err = child.communicate(timeout=200)
     assert child.returncode == 0 and out.startswith("accuracy"), err
-    (project/"settings.ini").write_text("[DEFAULT]\n# ±\n", encoding="utf-8")
+    (project/"settings.ini").write_text("[DEFAULT]\nlib_name = trustdd\n# ±\n", encoding="utf-8")
     child = start("run", "--dataset", "nowhere±", "--runs", "runs", cwd=project, env={**ENV, **LOCALES[locale]})
     assert child.wait(timeout=100) == 2 and child.stderr.read().startswith("trustdd: ")
 

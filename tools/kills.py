@@ -61,7 +61,7 @@ def finish(name, folder):
 def fresh(straight, name, folder):
     "A folder in which the command may begin."
     folder.mkdir()
-    (folder/"settings.ini").write_text("[DEFAULT]\n")
+    (folder/"settings.ini").write_text("[DEFAULT]\nlib_name = trustdd\n")
     if name == "evaluate": (folder/"set.safetensors").write_bytes(next((straight/"dsa").rglob("distilled.safetensors")).read_bytes())
     return folder
 

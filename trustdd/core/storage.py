@@ -23,12 +23,18 @@ except ImportError: fcntl = None
 def project_root(
     start=None, # where to start looking; the current folder, then the package's own, if None
 ) -> Path:
-    "The nearest folder at or above `start` with a `settings.ini`, else `start` itself."
+    "The nearest folder at or above `start` that is a clone of this project, else `start` itself."
     import trustdd
     here = Path(start or Path.cwd()).resolve()
     beside = [Path(trustdd.__file__).resolve().parent.parent] if start is None else []
     places = (here, *here.parents, *beside)
-    return next((p for p in places if (p/"settings.ini").is_file()), here)
+    return next((p for p in places if _is_project(p)), here)
+
+def _is_project(folder):
+    "Has it a `settings.ini` with the name of this project?"
+    try: text = (folder/"settings.ini").read_text(encoding="utf-8", errors="replace")
+    except OSError: return False
+    return bool(re.search(r"^lib_name\s*=\s*trustdd\s*$", text, re.MULTILINE))
 
 # %% ../../nbs/core/03_storage.ipynb #a56bf14e
 def data_root() -> Path:
@@ -57,7 +63,7 @@ def commit() -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
     try: head = git("rev-parse", "--short=12", "HEAD")
     except OSError: return f"version {trustdd.__version__}"
-    if head.returncode or not (root/"settings.ini").exists():
+    if head.returncode or not _is_project(root):
         return f"version {trustdd.__version__}"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "trustdd").stdout.strip()
     return head.stdout.strip() + ("+" if changed else "")

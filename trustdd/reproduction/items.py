@@ -11,7 +11,7 @@ import itertools, json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.checks import check_choice, UserError
+from ..core.checks import check_choice, check_int, UserError
 from ..core.experiment import Experiment, PRESETS
 from ..core.storage import project_root, runs_root
 from ..evaluation.pooling import combine
@@ -36,13 +36,15 @@ SCOPE = {
 def numbers(
     text, # "0,1,2", a whole number, or a list of them
 ) -> tuple:
-    "Whole numbers from a parameter; raises `UserError` for anything else."
+    "Whole numbers from a parameter, each once; raises `UserError` for anything else."
     if isinstance(text, str): text = text.split(",")
     elif not isinstance(text, (list, tuple)): text = [text]
-    try: return tuple(int(part) for part in text)
-    except (TypeError, ValueError):
-        wrong = ",".join(map(str, text))
+    wrong = ",".join(map(str, text))
+    try: found = tuple(part if type(part) is int else int(str(part)) for part in text)
+    except ValueError:
         raise UserError(f"{wrong!r} is not a list of whole numbers such as 0,1,2") from None
+    if len(set(found)) < len(found): raise UserError(f"{wrong!r} has a number twice; name each once")
+    return found
 
 # %% ../../nbs/reproduction/62_items.ipynb #9f0589cf
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class PaperItem:
         self._set("seeds", numbers(self.seeds) if self.seeds != "" else seeds)
         self._set("out", Path(self.out or project_root()/"figures"/self.preset))
         self._set("runs", Path(self.runs or runs_root()))
+        for n in self.ipc: check_int("ipc", n, 1)
+        for n in self.seeds: check_int("seeds", n, 0)
         if self.one_ipc and len(self.ipc) > 1:
             raise UserError(f"ipc = {given!r}: {self.name} takes one number")
 
