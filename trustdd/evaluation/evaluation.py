@@ -115,7 +115,7 @@ def _check_overlap(images, sources, dataset):
     own = [x for x in (getattr(dataset, "images", None), dataset.test_images) if x is not None]
     seen = {dataset.name: image_hashes(*own)}
     for name, x in images.items():
-        if name.startswith("corrupted-"): continue
+        if name.startswith("corrupted-") or not len(x): continue
         mine = image_hashes(x)
         for other, theirs in seen.items():
             n, share = overlap(mine, theirs)
