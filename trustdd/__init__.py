@@ -9,6 +9,7 @@ _HOME = {
     "core.randomness": "stream",
     "data.dataset": "Dataset from_tensors",
     "data.catalog": "load_dataset load_ood load_aux",
+    "data.own": "corruption ood_set aux_set",
     "data.suites": "ood_suite ood_group",
     "data.poe": "corrupt POEPool OEPool outlier_pool",
     "data.distilled_set": "DistilledSet",

@@ -7,6 +7,7 @@ __all__ = ['have', 'how_to_get', 'within_reach']
 
 # %% ../../nbs/data/13_availability.ipynb #ed9f8e8c
 from .names import DOWNLOADS, EMBEDDED, resolve_name, SELECTIONS
+from .own import is_own
 from .sources import find_folder
 from .suites import default_aux, ood_suite
 
@@ -16,6 +17,7 @@ def have(
     root=None,  # where data sets lie
 ) -> bool:
     "Can the set be loaded without a download? Raises `UserError` for a path that does not exist."
+    if is_own(name): return True
     name, root, _ = resolve_name(name, root)
     if name in SELECTIONS: name = SELECTIONS[name].dataset
     if name in EMBEDDED: return True

@@ -15,6 +15,7 @@ from .dataset import Dataset, from_splits, from_tensors, stratify
 from .embedded import embedded_images, scanned_digits
 from .readers import download, read_tree, Split, to_shape
 from .names import DOWNLOADS, EMBEDDED, resolve_name, SELECTIONS, unknown
+from .own import is_own, own_images
 from .sources import find_folder, list_images, split_folders
 
 # %% ../../nbs/data/12_catalog.ipynb #3ea22fd8
@@ -160,8 +161,18 @@ def _outside(name, part, shape, root, exclude, stamp):
     return to_shape(images, shape), sentence
 
 # %% ../../nbs/data/12_catalog.ipynb #89042eb7
+def _own(name, part, shape, root, exclude):
+    "Images of a set of your own, and a sentence about them."
+    given = own_images(name, part, shape)
+    if isinstance(given, str):
+        images, sentence = _find_outside(given, part, shape, root, exclude)
+        return images, f"{name}: {sentence}"
+    if exclude: raise UserError(f"exclude: {name} has no classes")
+    return to_shape(given, shape), f"{name}: {len(given):,} images of your own"
+
 def _find_outside(name, part, shape, root, exclude=()):
     "Images and sentence of a name as it was asked for."
+    if is_own(name): return _own(name, part, shape, root, exclude)
     name, root, _ = resolve_name(name, root)
     if name in SELECTIONS:
         if exclude: raise UserError(f"exclude: {name} is a selection of classes already")

@@ -15,6 +15,7 @@ from .availability import have
 from .catalog import image_stamp, load_aux, load_dataset, load_ood
 from .names import EMBEDDED, resolve_name
 from .overlap import content_hash
+from .own import is_own, recorded
 from .readers import RULES
 
 # %% ../../nbs/data/89_identity.ipynb #04de43cd
@@ -77,6 +78,7 @@ def outside_identity(
     "16 hexadecimal digits for the images as they are used, in `shape`."
     load = load_ood if part == "test" else load_aux
     def make(): return content_hash(load(name, shape, root))
+    if is_own(name): return make()
     return _kept(str(name), root, f"{part} {tuple(shape)}", make)
 
 # %% ../../nbs/data/89_identity.ipynb #f772ff6b
@@ -85,21 +87,25 @@ def image_identities(
     aux="",     # the auxiliary set; none if empty
     ood=(),     # names of OOD sets
     root=None,  # the data folder
+    **own,      # from `own_code`
 ) -> dict:
     "What the images of an experiment are known by: dataset, aux, ood; only sets that are here."
     if not have(dataset, root): return {}
     known, shape = dataset_identity(dataset, root)
-    found = dict(dataset=known)
+    found = dict(dataset=known, **own)
     if aux and have(aux, root): found["aux"] = outside_identity(aux, "train", shape, root)
     here = [n for n in ood if not n.startswith("corrupted-") and have(n, root)] # made of `dataset`
-    if here: found["ood"] = {n: outside_identity(n, "test", shape, root) for n in here}
-    return found
+    by_set = {n: outside_identity(n, "test", shape, root) for n in here}
+    kinds = [n.removeprefix("corrupted-") for n in ood if n.startswith("corrupted-")]
+    own = recorded(corruption=kinds).get("own", {}) # your own corruptions: by their source
+    by_set |= {k.replace("corruption ", "corrupted-"): h for k, h in own.items()}
+    return found | dict(ood=by_set) if by_set else found
 
 def other_images(
     stored:dict,    # from `image_identities`, when a result was made
     known:dict,     # the same, today
 ) -> list[str]:
     "The sources whose images are not those of the stored result; what is not here cannot differ."
-    names = [k for k in ("dataset", "aux") if k in known and known[k] != stored.get(k)]
+    names = [k for k in ("dataset", "aux", "own") if k in known and known[k] != stored.get(k)]
     there = stored.get("ood", {})
     return names + [n for n, h in known.get("ood", {}).items() if h != there.get(n)]

@@ -17,6 +17,7 @@ from ..core.experiment import Experiment, Settings, settings
 from ..core.randomness import stream, to_device
 from .catalog import load_aux, outside_source
 from .overlap import check_apart
+from .own import CORRUPTIONS
 from .suites import default_aux
 
 # %% ../../nbs/data/15_poe.ipynb #9b161cc3
@@ -107,12 +108,11 @@ def _pure_noise(x, generator):
     return _noise(torch.rand, x, generator)
 
 # %% ../../nbs/data/15_poe.ipynb #ce78af06
-_CORRUPTIONS = dict(jigsaw=_jigsaw, invert=_invert, mosaic=_mosaic, speckle=_speckle,
-                    uniform_speckle=_uniform_speckle, average=_average, geometric=_geometric,
-                    ghost=_ghost, identity=_identity, noise=_pure_noise)
-KINDS = tuple(_CORRUPTIONS)
-CORRUPTION_NAMES = KINDS[:8] # without the controls
-FOUR = KINDS[:4] # those of POE
+CORRUPTIONS.update(jigsaw=_jigsaw, invert=_invert, mosaic=_mosaic, speckle=_speckle,
+                   uniform_speckle=_uniform_speckle, average=_average, geometric=_geometric,
+                   ghost=_ghost, identity=_identity, noise=_pure_noise)
+KINDS = CORRUPTIONS.keys() # and those of your own, as soon as they are registered
+CORRUPTION_NAMES, FOUR = tuple(KINDS)[:8], tuple(KINDS)[:4] # without controls; those of POE
 
 def corrupt(
     name:str,                   # one of `KINDS`
@@ -121,7 +121,7 @@ def corrupt(
 ) -> Tensor:                    # (n, C, H, W) in [0, 1]
     "Corrupt a batch by name; raises `UserError` for an unknown name."
     check_choice("corruption", name, KINDS)
-    return _CORRUPTIONS[name](x, generator)
+    return CORRUPTIONS[name](x, generator)
 
 # %% ../../nbs/data/15_poe.ipynb #e86f94a7
 def _pick(total, n, generator):

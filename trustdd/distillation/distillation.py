@@ -26,6 +26,7 @@ from ..data.catalog import prepared
 from ..data.dataset import Dataset
 from ..data.distilled_set import DistilledSet
 from ..data.identity import identity_of
+from ..data.own import own_code
 from ..data.poe import aux_source, outlier_pool
 from ..networks.compute import arithmetic, keep_memory, precision, torch_threads
 from .methods import find_method
@@ -48,7 +49,8 @@ def provenance(
     return dict(
         experiment=to_dict(exp), data=dataset.source, images=identity_of(dataset), commit=commit(),
         device=f"{kind} ({name})", threads=torch.get_num_threads(),
-        trustdd=trustdd.__version__, torch=torch.__version__, **_rounding(device))
+        trustdd=trustdd.__version__, torch=torch.__version__, **_rounding(device),
+        **own_code(exp))
 
 # %% ../../nbs/distillation/36_distillation.ipynb #b7730220
 def save_checkpoint(

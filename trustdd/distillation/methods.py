@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 
 from ..core.checks import check_choice, UserError
 from ..core.experiment import Experiment, Settings, settings
+from ..data.own import remember
 
 # %% ../../nbs/distillation/26_methods.ipynb #de9b3eb2
 class Method:
@@ -65,7 +66,10 @@ def method(
     "A decorator that registers a subclass of `Method` under one or more names."
     def register(cls):
         for name in names: _check_name(name, cls)
-        for name in names: _methods[name] = cls(name)
+        for name in names:
+            before = type(_methods.get(name, cls(name))).__module__
+            if not before.startswith("trustdd."): remember("method", name, cls)
+            _methods[name] = cls(name)
         settings("matching", *names)(cls.settings)
         return cls
     return register

@@ -20,7 +20,7 @@ from ..data.availability import have
 from ..data.catalog import load_dataset, load_ood, outside_source, prepared
 from ..data.identity import identity_of
 from ..data.overlap import image_hashes, overlap
-from ..data.poe import corrupt, CORRUPTION_NAMES
+from ..data.poe import corrupt, CORRUPTION_NAMES, KINDS
 from ..data.names import by_hand
 from ..data.suites import ood_suite, SUITES
 from .logits import collect_logits, normaliser, predict
@@ -84,7 +84,8 @@ CORRUPTED = tuple(f"corrupted-{kind}" for kind in CORRUPTION_NAMES)
 
 def _corrupted(name, dataset) -> torch.Tensor:
     "All test images of `dataset` under one of `CORRUPTED`, uint8 (n, C, H, W); always the same."
-    kind = check_choice("ood", name, CORRUPTED).removeprefix("corrupted-")
+    allowed = [f"corrupted-{kind}" for kind in KINDS if kind not in ("identity", "noise")]
+    kind = check_choice("ood", name, allowed).removeprefix("corrupted-")
     generator, parts = stream(0, "corrupted-test", kind), []
     n_parts = -(-len(dataset.test_images) // 1000) # the whole set is never there as floats
     for part in dataset.test_images.tensor_split(n_parts):

@@ -22,6 +22,7 @@ from ..core.experiment import check_same_experiment, Experiment, from_dict, run_
 from ..core.storage import atomic_write, digest, read_lines, runs_root, seal, unseal, writable
 from ..data.distilled_set import DistilledSet
 from ..data.identity import image_identities, other_images
+from ..data.own import own_code
 from ..data.suites import default_aux
 from ..evaluation.evaluation import ood_names
 from ..evaluation.image_scores import Scores, scores_from_logits
@@ -80,9 +81,8 @@ def training_images(
     root=None,      # where data sets are
 ) -> dict:
     "What the images that `exp` learns from are known by: the data set, and auxiliary images."
-    held_out = exp.holdout and not exp.ood # then it is validated on auxiliary images
-    uses_aux = exp.outliers == "oe" or held_out
-    return image_identities(exp.dataset, _aux(exp) if uses_aux else "", (), root)
+    used = exp.outliers == "oe" or exp.holdout and not exp.ood # if held out: validated on them
+    return image_identities(exp.dataset, _aux(exp) if used else "", (), root, **own_code(exp))
 
 def _aux(exp): return getattr(exp, "aux", "") or default_aux(exp.dataset)
 
