@@ -1,11 +1,21 @@
 """What is asked is what is done: numbers, places and names mean the same at every door, and a request that cannot be
 met is refused in one line before anything is made."""
+import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import ROOT
+from test_bad_input import notebook, SMALL
 from trustdd.core.checks import UserError
-from trustdd.core.storage import project_root, runs_root
+from trustdd.core.storage import data_root, project_root, runs_root
+from trustdd.data.catalog import load_dataset
+from trustdd.data.suites import is_kin, ood_group
+from trustdd.evaluation.evaluation import load_ood_sets
+from trustdd.evaluation.report import Report
+from trustdd.reproduction.atlas import make_items
+from trustdd.reproduction.cli import main
 from trustdd.reproduction.items import PaperItem
 from trustdd.reproduction.plan import plan
 
@@ -60,3 +70,82 @@ def test_no_notebooks_of_another_project_are_used(refused, project, monkeypatch)
     (other/"settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
     monkeypatch.chdir(other)
     assert "no notebooks" in refused("paper", "--preset", "smoke")
+
+
+def pictures(folder, seed, classes=("cat", "dog"), n=8):
+    "A folder of class folders with random pictures."
+    for i in range(len(classes) * n):
+        path = folder/classes[i % len(classes)]/f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed * 1000 + i).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+OWN = dict(preset="smoke", ipc=1, iterations=1, epochs=1, n_nets=1)
+
+
+def test_sets_named_from_one_folder_are_found_from_another(project, monkeypatch, capfd):
+    "`ood` and `aux` were kept as typed; `trustdd evaluate` looked for them where it was called."
+    for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)): pictures(project/"work"/name, seed)
+    (project/"elsewhere").mkdir()
+    monkeypatch.chdir(project/"work")
+    words = [w for k, v in OWN.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    asked = "distill --dataset ./mine --outliers oe --aux extra --ood ./odd,gaussian --out set.safetensors".split()
+    assert main([*asked, *words]) == 0
+    monkeypatch.chdir(project/"elsewhere")
+    assert main(["evaluate", "../work/set.safetensors", "--out", "result"]) == 0
+    assert set(Report.load(project/"elsewhere"/"result").ood["ood"]) == {"odd", "gaussian"} # as a reader calls them
+    capfd.readouterr()
+
+
+def test_a_folder_is_never_called_like_another_set(project):
+    "Short names are for readers; one that is the name of a known set would put it into the wrong group."
+    for i, name in enumerate(("noise", "MNIST", "odd", "twice/odd")): pictures(project/name, i)
+    data = load_dataset(str(pictures(project/"mine", 9)))
+    images, _ = load_ood_sets(("./noise", "./MNIST", "./odd"), data)
+    noise, mnist, odd = images
+    assert odd == "odd" and noise.startswith("noise-") and mnist.startswith("MNIST-")
+    assert ood_group(noise, data.name) == ood_group(mnist, "digits") == "far"
+    with pytest.raises(UserError, match="two sets called odd"): load_ood_sets(("./odd", "./twice/odd"), data)
+    assert is_kin("odd", "oe", str(project/"odd")) and not is_kin("noise", "oe", str(project/"noise"))
+
+
+def test_home_and_relative_places(project, monkeypatch, capfd):
+    "`~` after an equals sign is left to the program; a relative place means the same in a notebook's folder."
+    monkeypatch.setenv("HOME", str(project/"home"))
+    home = project/"home"
+    assert main(["run", "--runs=~/store", *SMALL]) == 0 and (home/"store"/"smoke").is_dir()
+    assert main(["distill", "--runs", "~/store", "--out=~/set.safetensors", *SMALL]) == 0 and (home/"set.safetensors").exists()
+    monkeypatch.setenv("TRUSTDD_RUNS", "~/store")
+    assert runs_root() == home/"store"
+    monkeypatch.setenv("TRUSTDD_RUNS", "store")
+    monkeypatch.setenv("TRUSTDD_DATA", "pictures/../data")
+    assert runs_root() == project/"store" and data_root() == project/"data"
+    assert not (project/"~").exists()
+    capfd.readouterr()
+
+
+def test_relative_places_inside_notebooks(project, monkeypatch):
+    "A notebook runs in the project's folder: what was relative to the caller's meant another place there."
+    here = project/"below"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TRUSTDD_RUNS", "myruns")
+    monkeypatch.setenv("TRUSTDD_DATA", "mydata")
+    folder = project/"nbs"/"paper"
+    folder.mkdir(parents=True)
+    notebook(folder/"fig01_where.ipynb", """import json
+from pathlib import Path
+from trustdd.core.storage import data_root, runs_root
+Path(out, "{name}.json").write_text(json.dumps(dict(verdict=f"{runs_root()} {data_root()}", preset=preset)))""")
+    done = make_items("smoke", out=here/"figures", progress=False)
+    assert done == {"fig01": "made"}
+    assert json.loads((here/"figures"/"fig01.json").read_text())["verdict"] == f"{here}/myruns {here}/mydata"
+
+
+def test_a_name_with_a_slash_is_one_item(project):
+    "`mine/` was another data set than `mine`, and its description could not be made short."
+    pictures(project/"mine", 1)
+    for name in ("mine", "./mine", "mine/", str(project/"mine")):
+        item = PaperItem("fig01", "smoke", dataset=name)
+        assert item.dataset == str(project/"mine") == item.experiments()[0].dataset

@@ -38,12 +38,16 @@ def _is_project(folder):
 
 # %% ../../nbs/core/03_storage.ipynb #a56bf14e
 def data_root() -> Path:
-    "Where data sets are: `$TRUSTDD_DATA`, or `data/` in the project."
-    return Path(os.environ.get("TRUSTDD_DATA") or project_root()/"data")
+    "Where data sets are: `$TRUSTDD_DATA`, or `data/` in the project; absolute."
+    return _absolute(os.environ.get("TRUSTDD_DATA") or project_root()/"data")
 
-def runs_root() -> Path:
-    "Where runs are stored: `$TRUSTDD_RUNS`, or `runs/` in the project."
-    return Path(os.environ.get("TRUSTDD_RUNS") or project_root()/"runs")
+def runs_root(
+    runs=None, # the run store, if another one is asked for
+) -> Path:
+    "Where runs are stored: `runs`, `$TRUSTDD_RUNS`, or `runs/` in the project; absolute."
+    return _absolute(runs or os.environ.get("TRUSTDD_RUNS") or project_root()/"runs")
+
+def _absolute(path): return Path(os.path.expanduser(path)).resolve()
 
 # %% ../../nbs/core/03_storage.ipynb #ba4f9c05
 def cache_file(

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'EMBEDDED', 'IMAGENET_SUBSETS', 'SELECTIONS', 'Selection', 'known', 'unknown', 'resolve_name',
-           'plain_name', 'by_hand']
+           'plain_name', 'short_name', 'by_hand']
 
 # %% ../../nbs/data/90_names.ipynb #96406bc3
-import re
+import os, re
 from pathlib import Path
 from typing import NamedTuple
 
 from ..core.checks import UserError
-from ..core.storage import data_root
+from ..core.storage import data_root, digest
 
 # %% ../../nbs/data/90_names.ipynb #39cb1ef9
 _TV, _PO = "torchvision.datasets", "pytorch_ood.dataset.img"
@@ -133,6 +133,13 @@ def plain_name(dataset):
     "A name in small letters, without size and alias."
     name = str(dataset).lower().split("@")[0]
     return _ALIASES.get(name, name)
+
+def short_name(name:str) -> str:
+    "What a set is called in results: a folder by its own name, if that means no other set."
+    if "/" not in name and os.sep not in name: return name
+    own, known = Path(name).name, (*DOWNLOADS, *EMBEDDED, *SELECTIONS, *_BY_HAND)
+    if plain_name(own) in known or own.startswith("corrupted-"): return f"{own}-{digest(name)}"
+    return own
 
 def by_hand(name:str) -> bool:
     "Is this a known set that has no download?"

@@ -18,14 +18,14 @@ from ..core.randomness import stream, to_device
 from .catalog import load_aux, outside_source
 from .overlap import check_apart
 from .own import CORRUPTIONS
+from .sources import absolute_name
 from .suites import default_aux
 
 # %% ../../nbs/data/15_poe.ipynb #9b161cc3
 def _exchange(x, dim):
     "Exchange the two halves of `x` along `dim`; the middle of an odd side stays."
     half = x.shape[dim] // 2
-    first, middle, last = x.split((half, x.shape[dim] - 2*half, half), dim)
-    return torch.cat((last, middle, first), dim)
+    return torch.cat(x.split((half, x.shape[dim] - 2*half, half), dim)[::-1], dim)
 
 # %% ../../nbs/data/15_poe.ipynb #312874b8
 def _jigsaw(x, generator=None):
@@ -196,6 +196,7 @@ class OutlierSettings(Settings):
 
     def __post_init__(self):
         object.__setattr__(self, "corruptions", name_tuple("corruptions", self.corruptions))
+        object.__setattr__(self, "aux", absolute_name("aux", self.aux))
     @classmethod
     def defaults(cls, known):
         return dict(outliers_per_slot=0 if known["outliers"] == "none" else known["ipc"])
@@ -208,7 +209,6 @@ class OutlierSettings(Settings):
                 raise UserError(f"{k} = {getattr(self, k)} with {said}; choose oe or poe")
         check_choice("distill_outliers", self.distill_outliers, (True, False))
         for name in self.corruptions: check_choice("corruptions", name, KINDS)
-        if not isinstance(self.aux, str): raise UserError(f"aux = {self.aux!r} must be a text")
         if self.aux and exp.outliers != "oe":
             raise UserError(f"aux = {self.aux!r} with {said}; auxiliary images are for oe")
         if exp.outliers != "none" and not self.outliers_per_slot:
@@ -228,8 +228,8 @@ def aux_images(
     images = load_aux(name, dataset.shape, root)
     check_apart(name, images, dataset.name, dataset.images, dataset.test_images)
     if not exp.holdout: return images
-    order = torch.randperm(len(images), generator=stream(0, "aux-holdout")) # the same for all seeds
-    n = max(1, round(exp.holdout * len(images)))
+    n, same = max(1, round(exp.holdout * len(images))), stream(0, "aux-holdout") # for all seeds
+    order = torch.randperm(len(images), generator=same)
     return images[order[:n] if held else order[n:]]
 
 # %% ../../nbs/data/15_poe.ipynb #ee9f47a4
@@ -245,6 +245,6 @@ def outlier_pool(
     device="cpu",       # where the images should lie
 ):
     "The pool of `exp`: None, a `POEPool` or an `OEPool`."
-    if exp.outliers == "none": return None
     if exp.outliers == "poe": return POEPool(dataset, exp.corruptions, device)
+    if exp.outliers == "none": return None
     return OEPool(dataset, aux_images(exp, dataset, root), exp.seed, device)

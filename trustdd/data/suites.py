@@ -6,7 +6,7 @@
 __all__ = ['SUITES', 'GROUPS', 'NOISE', 'ood_suite', 'default_aux', 'ood_group', 'ood_groups', 'is_kin', 'kin_sets']
 
 # %% ../../nbs/data/88_suites.ipynb #a2d85688
-from .names import EMBEDDED, IMAGENET_SUBSETS, plain_name, SELECTIONS
+from .names import EMBEDDED, IMAGENET_SUBSETS, plain_name, SELECTIONS, short_name
 
 # %% ../../nbs/data/88_suites.ipynb #cb5b5613
 _NATURAL = ("textures", "places365", "lsun")
@@ -67,7 +67,7 @@ def ood_groups(
 # %% ../../nbs/data/88_suites.ipynb #71f5d3e3
 def _collection(name):
     "The data set that a name takes its images from."
-    name = plain_name(name).removesuffix("-held-out")
+    name = plain_name(short_name(name)).removesuffix("-held-out")
     return SELECTIONS[name].dataset if name in SELECTIONS else name
 
 def is_kin(

@@ -20,8 +20,9 @@ from ..data.availability import have
 from ..data.catalog import load_dataset, load_ood, outside_source, prepared
 from ..data.identity import identity_of
 from ..data.overlap import image_hashes, overlap
+from ..data.names import by_hand, short_name
 from ..data.poe import corrupt, CORRUPTION_NAMES, KINDS
-from ..data.names import by_hand
+from ..data.sources import absolute_name
 from ..data.suites import ood_suite, SUITES
 from .logits import collect_logits, normaliser, predict
 from .report import Report, report_from_logits
@@ -36,7 +37,8 @@ class EvaluationSettings(Settings):
     watch:tuple[int, ...]=()    # iterations to test after, while distilling; needs holdout
 
     def __post_init__(self):
-        object.__setattr__(self, "ood", name_tuple("ood", self.ood))
+        names = tuple(absolute_name("ood", name) for name in name_tuple("ood", self.ood))
+        object.__setattr__(self, "ood", names)
         object.__setattr__(self, "watch", _iterations(self.watch))
 
     @classmethod
@@ -135,15 +137,16 @@ def load_ood_sets(
 ) -> tuple:
     "(name -> uint8 images, name -> source); `UserError` if one is unknown, or the data set itself."
     images, sources = (ood, dict.fromkeys(ood, "")) if isinstance(ood, dict) else ({}, {})
-    names = () if images else ood_names(ood, dataset.name, root)
-    for name in names:
+    for asked in () if images else ood_names(ood, dataset.name, root):
+        if (name := short_name(asked)) in images:
+            raise UserError(f"ood names two sets called {name}; rename the folder of one")
         if name.startswith("corrupted-"):
             images[name] = _corrupted(name, dataset)
             sources[name] = (f"{name}: the {len(dataset.test_images):,} test images of "
                              f"{dataset.name}, corrupted by {name.removeprefix('corrupted-')}")
         else:
-            images[name] = load_ood(name, dataset.shape, root)
-            sources[name] = outside_source(name, dataset.shape, root)
+            images[name] = load_ood(asked, dataset.shape, root)
+            sources[name] = outside_source(asked, dataset.shape, root)
     _check_overlap(images, sources, dataset)
     return images, sources
 

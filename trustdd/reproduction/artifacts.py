@@ -53,7 +53,8 @@ def steady(
     for cell in nb.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
-        if _INJECTED in tags: cell.id, cell.source = _INJECTED, _parameters(cell.source)
+        if _INJECTED in tags:
+            cell.id, cell.source = _INJECTED, without_places(_parameters(cell.source), folders)
         kept = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
         if "outputs" in cell: cell.outputs = [_output(out, folders) for out in kept]
     return nb
@@ -86,7 +87,7 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
 
 def _run_files(parameters, outputs):
     "The reports, and the scores of images, of the runs that a figure names in its description."
-    store, found = Path(parameters.get("runs") or runs_root()), []
+    store, found = runs_root(parameters.get("runs")), []
     described = [json.loads(p.read_text(encoding="utf-8")) for p in outputs if p.suffix == ".json"]
     for run in [r for facts in described for r in facts.get("runs", [])]:
         kinds = "report.json", "scores.safetensors", "logits.safetensors"

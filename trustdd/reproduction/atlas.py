@@ -66,7 +66,8 @@ def _make(
     finally: mark_progress()
     if not outputs_of(out, name):
         raise RuntimeError(f"{notebook} ran, but wrote no {name}.* into {out}")
-    places = out, parameters.get("runs") or runs_root()
+    named = str(parameters.get("dataset", "")).split(",")
+    places = out, runs_root(parameters.get("runs")), *(n for n in named if n.startswith(os.sep))
     keep_executed(working, out/"notebooks"/f"{name}.ipynb", places)
     working.unlink()
     stamp(name, notebook, parameters, out, time.perf_counter() - began)

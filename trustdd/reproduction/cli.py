@@ -96,7 +96,7 @@ class Status(Command):
         from trustdd.reproduction.status import as_text, forecast, status_of
         states = status_of(self.preset, self.only, self.runs, self.out)
         todo = [s.name for s in states if s.state != "up to date"]
-        needed, store = plan(self.preset, todo, self.runs), Path(self.runs or runs_root())
+        needed, store = plan(self.preset, todo, self.runs), runs_root(self.runs)
         reports = [Path(r) for kind in ("runs", "networks") for r in needed[kind] if todo]
         lacking = [str(r.parent) for r in reports if not (store/r).exists()]
         print(as_text(states), forecast(states, self.preset, lacking, self.out), sep="\n")
@@ -153,11 +153,11 @@ class List(Command):
             return 0
         rows = stored(self.runs)
         for r in rows: print(f"{r['state']:9} {r.get('accuracy', '–')!s:>6}  {r['folder']}")
-        for b in stored_buffers(self.runs or runs_root()):
+        for b in stored_buffers(runs_root(self.runs)):
             more = f", {b['begun']} more begun" if b["begun"] else ""
             print(f"experts   {b['experts']:>6}  {b['folder']}  {b['epochs']} epochs each, "
                   f"{b['bytes'] / 1e6:.1f} MB{more}")
-        if not rows: print(f"no runs in {self.runs or runs_root()}")
+        if not rows: print(f"no runs in {runs_root(self.runs)}")
         return 0
 
 # %% ../../nbs/reproduction/73_cli.ipynb #2d9c4c2d
@@ -240,6 +240,9 @@ def _run(words, used) -> int:
         raise UserError(f"trustdd {name} runs in one process; torchrun is for {', '.join(_SHARED)}")
     empty = [f"--{k}" for k in ("runs", "out", "plan") if getattr(command, k, None) == ""]
     if empty: raise UserError(f"{empty[0]} '' names nothing; leave it out, or give a path")
+    homes = {k: os.path.expanduser(v) for k, v in vars(command).items()
+             if k in ("runs", "out", "plan", "figures", "file") and str(v).startswith("~")}
+    if homes: command = replace(command, **homes) # after a = no shell has done it
     if hasattr(command, "device"): command = replace(command, device=local_device(command.device))
     if not hasattr(command, "time_budget"): return command.run(fields)
     with time_budget(command.time_budget, used): return command.run(fields)

@@ -179,7 +179,7 @@ def measured(
     progress:bool=True, # show bars
 ) -> dict:
     "`machine`, `costs` (seconds and bytes, a row a stage) and `file`; measured if not stored."
-    exps, runs, device = list(dict.fromkeys(exps)), Path(runs or runs_root()), pick_device(device)
+    exps, runs, device = list(dict.fromkeys(exps)), runs_root(runs), pick_device(device)
     asked = dict(runs=[run_name(e) for e in exps], iterations=iterations)
     file = runs/"costs"/exps[0].preset/f"{digest(asked)}.json"
     asked["experiments"] = [to_dict(e) for e in exps]

@@ -147,7 +147,7 @@ def estimate(
     timed:int=4,        # iterations and epochs that are timed, the first of them apart
 ) -> Estimate:
     "Time a few iterations and epochs of a run, and multiply; writes nothing into the store."
-    runs, device = Path(runs or runs_root()), pick_device(device)
+    runs, device = runs_root(runs), pick_device(device)
     folder = run_folder(exp, runs, root)
     if is_finished(exp, folder): return Estimate(exp, True, (), 0)
     dataset = prepared(exp, root)

@@ -8,8 +8,8 @@ __all__ = ['execute']
 # %% ../../nbs/reproduction/81_execution.ipynb #03ab1b7a
 import json, logging, math, os
 
-from ..core.deadline import earlier_deadline, LAPPED, OutOfTime, seconds_left
-from ..core.storage import atomic_write, project_root
+from ..core.deadline import earlier_deadline, environment, LAPPED, OutOfTime, seconds_left
+from ..core.storage import atomic_write, data_root, project_root, runs_root
 from ..core.working import remove_working, working_folder
 
 # %% ../../nbs/reproduction/81_execution.ipynb #055d71c1
@@ -24,8 +24,9 @@ def _run(notebook, executed, parameters):
     logger = logging.getLogger("papermill")
     before, logger.disabled = logger.disabled, True # what goes wrong is raised
     first = f"--IPKernelApp.exec_lines={_FIRST.format(os.getpid())}"
+    places = dict(TRUSTDD_DATA=str(data_root()), TRUSTDD_RUNS=str(runs_root())) # for another folder
     try:
-        with earlier_deadline(_LEAVING):
+        with earlier_deadline(_LEAVING), environment(**places):
             papermill.execute_notebook(
                 str(notebook), str(executed), parameters, cwd=str(project_root()),
                 kernel_name="python3", progress_bar=False, log_output=False,

@@ -30,7 +30,7 @@ def run_buffer(
     progress:bool=True, # show a bar
 ) -> Buffer:
     "The experts of `exp` in the store; those missing are trained in parallel."
-    folder = Path(runs or runs_root())/buffer_name(exp, root)
+    folder = runs_root(runs)/buffer_name(exp, root)
     device = pick_device(device)
     dataset = prepared(exp, root)
     outlier_pool(exp, dataset, root) # wrong requests are refused before any process starts

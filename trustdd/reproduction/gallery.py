@@ -220,7 +220,7 @@ def write_gallery(
                         "make them first: trustdd paper --preset quick")
     page = Path(to or folder/"index.html").resolve()
     _check_ours(page)
-    stores = [Path(runs)] if runs else [runs_root(), project_root()/"published"]
+    stores = [runs_root(runs)] if runs else [runs_root(), project_root()/"published"]
     atomic_write(page, _render(found, page.parent, stores))
     return page
 

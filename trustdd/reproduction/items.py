@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.checks import check_choice, check_int, UserError
 from ..core.experiment import Experiment, PRESETS
 from ..core.storage import project_root, runs_root
+from ..data.sources import absolute_name
 from ..evaluation.pooling import combine
 from .artifacts import without_places
 from .figures import save_figure
@@ -43,7 +44,7 @@ def numbers(
     try: found = tuple(part if type(part) is int else int(str(part)) for part in text)
     except ValueError:
         raise UserError(f"{wrong!r} is not a list of whole numbers such as 0,1,2") from None
-    if len(set(found)) < len(found): raise UserError(f"{wrong!r} has a number twice; name each once")
+    if len(set(found)) < len(found): raise UserError(f"{wrong!r} has a number twice")
     return found
 
 # %% ../../nbs/reproduction/62_items.ipynb #9f0589cf
@@ -67,11 +68,13 @@ class PaperItem:
         ipcs = scope["mtt_ipcs"] if self.mtt else (scope["ipc"],)
         seeds = scope["mtt_seeds" if self.mtt else "seeds"]
         if self.many: seeds = seeds[:scope["many_seeds"]]
-        self._set("dataset", self.dataset or Experiment(preset=self.preset).dataset)
+        if "," not in self.dataset: # several, as a title
+            own = Experiment(self.dataset or None, preset=self.preset).dataset
+            self._set("dataset", absolute_name("dataset", own))
         self._set("ipc", numbers(self.ipc) if self.ipc != "" else ipcs)
         self._set("seeds", numbers(self.seeds) if self.seeds != "" else seeds)
         self._set("out", Path(self.out or project_root()/"figures"/self.preset))
-        self._set("runs", Path(self.runs or runs_root()))
+        self._set("runs", runs_root(self.runs))
         for n in self.ipc: check_int("ipc", n, 1)
         for n in self.seeds: check_int("seeds", n, 0)
         if self.one_ipc and len(self.ipc) > 1:
@@ -205,9 +208,10 @@ def _facts(item, frame, runs, v, extra):
     return meta, f"{line}, {seeds}; {each} networks per seed{means}"
 
 # %% ../../nbs/reproduction/62_items.ipynb #e10ba9e4
-def _short(item, meta, **texts):
+def _short(item, runs, meta, **texts):
     "Description and texts with names of data sets instead of paths, as keywords for `save_figure`."
-    folders = [name for name in (item.dataset, *meta["ood_sets"]) if Path(name).is_absolute()]
+    names = {n for r in runs for n in (r.exp.dataset, getattr(r.exp, "aux", ""), *r.exp.ood)}
+    folders = [name for name in {item.dataset, *names} if Path(name).is_absolute()]
     whole = json.dumps(dict(meta=meta, **texts), ensure_ascii=False)
     return json.loads(without_places(whole, folders))
 
@@ -215,13 +219,13 @@ def _short(item, meta, **texts):
 def publish_figure(item:PaperItem, fig, frame, caption:str, v:Verdict, runs=(), extra=None):
     "Write the figure's .png, .pdf, .csv and .json; returns the verdict."
     meta, line = _facts(item, frame, runs, v, extra)
-    said = _short(item, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
+    said = _short(item, runs, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
     save_figure(fig, item.out, item.name, _numbered(frame, meta["runs"]), **said)
     return v
 
 def publish_table(item:PaperItem, frame, caption:str, v:Verdict, runs=(), extra=None, **layout):
     "Write the table's .md, .tex, .csv and .json; returns the verdict."
     meta, line = _facts(item, frame, runs, v, extra)
-    said = _short(item, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
+    said = _short(item, runs, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
     save_table(_numbered(frame, meta["runs"]), item.out, item.name, **said, **layout)
     return v

@@ -117,7 +117,7 @@ def lacking(
     runs=None,  # the run store
 ) -> list:
     "The commands for what is not in the store, in an order in which they can be executed."
-    store, things = Path(runs or runs_root()), {}
+    store, things = runs_root(runs), {}
     for kind in ("buffers", "runs", "networks"):
         things |= {k: v for k, v in made[kind].items() if not _there(made, k, store)}
     waiting = [*things.values(), *made["items"].values()]

@@ -45,7 +45,7 @@ def sources(
     column="runs",  # or against
 ) -> list:
     "The runs that the row names."
-    stores = [Path(runs)] if runs else [runs_root(), project_root()/"published"]
+    stores = [runs_root(runs)] if runs else [runs_root(), project_root()/"published"]
     if runs and not stores[0].is_dir(): raise UserError(f"there is no run store {runs}")
     names = [cell.about["runs"][int(i)] for i in (cell.fields.get(column) or "").split(";") if i]
     def folder(name): return next((s/name for s in stores if (s/name/"report.json").exists()), None)

@@ -145,7 +145,7 @@ def run_folder(
     root=None,      # where data sets are
 ) -> Path:
     "The folder of a run on the images that are here; it need not exist."
-    base = Path(runs or runs_root())/run_name(exp)
+    base = runs_root(runs)/run_name(exp)
     there = _variants(base)
     if there and os.environ.get("TRUSTDD_AS_STORED"): return there[0]
     known = all_images(exp, root) if there else {}
@@ -232,7 +232,7 @@ def stored(
     runs=None, # the store's folder
 ) -> list:
     "A dictionary for each run: folder, main fields, state, and accuracy if it is finished."
-    runs = Path(runs or runs_root())
+    runs = runs_root(runs)
     return [_row(config.parent, runs) for config in sorted(runs.rglob("config.json"))]
 
 def _row(folder, runs):

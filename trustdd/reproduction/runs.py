@@ -155,7 +155,7 @@ def load_or_run(
         with claimed(folder):
             broadcast_from_rank0(lambda: begin(exp, folder, root))
             if not broadcast_from_rank0(finished):
-                compute(exp, folder, Path(runs or runs_root()), device, root, progress, every)
+                compute(exp, folder, runs_root(runs), device, root, progress, every)
     return Run(exp, folder)
 
 def _possible(exp, folder, device, root):
@@ -181,7 +181,7 @@ def load_or_distill(
     dataset = _distillable(exp, folder, device, root)
     with claimed(folder):
         broadcast_from_rank0(lambda: begin(exp, folder, root))
-        store = Path(runs or runs_root())
+        store = runs_root(runs)
         _distilled(exp, dataset, folder, store, device, root, every=every, progress=progress)
     return Run(exp, folder)
 
@@ -238,7 +238,7 @@ def _compute_all(missing, runs, workers, device, root, progress):
     if world_size() > 1 or pick_device(device).type != "cpu":
         for exp in missing: load_or_run(exp, runs, device, root, progress)
         return
-    where = str(runs or runs_root()), root and str(root)
+    where = str(runs_root(runs)), root and str(root)
     tasks = [(to_dict(exp), *where) for exp in sorted(missing, key=_work, reverse=True)]
     in_processes(_one, tasks, processes(len(tasks), workers), "runs", progress)
 
