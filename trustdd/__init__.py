@@ -19,7 +19,7 @@ _HOME = {
     "distillation.methods": "method Method",
     "distillation.distillation": "distill",
     "distillation.importers": "import_set",
-    "evaluation.scores": "ood_metrics SCORES",
+    "evaluation.scores": "ood_metrics score SCORES",
     "evaluation.report": "Report",
     "evaluation.evaluation": "evaluate",
     "evaluation.diagnosis": "diagnose",

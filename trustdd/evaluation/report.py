@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 from ..core.checks import check_choice, UserError
 from ..core.storage import atomic_write, seal, unseal
+from ..data.own import recorded
 from ..data.suites import kin_sets, ood_groups
 from .logits import Logits
 from .scores import (
@@ -157,7 +158,7 @@ def report_from_logits(
     exp = about.get("experiment", {})
     errors = [misclassification(z, y) for z in nets]
     run = dict(about.get("run", {}), seed=exp.get("seed"), n_nets=len(nets),
-               draw_seed=about["draw_seed"], device=about["device"])
+               draw_seed=about["draw_seed"], device=about["device"], **recorded(score=scores))
     return Report(
         experiment=exp,
         accuracy=[100 * float((z.argmax(1) == y).double().mean()) for z in nets],
