@@ -22,6 +22,7 @@ _HOME = {
     "evaluation.scores": "ood_metrics score SCORES",
     "evaluation.report": "Report",
     "evaluation.evaluation": "evaluate",
+    "evaluation.any_network": "export_scores",
     "evaluation.diagnosis": "diagnose",
     "evaluation.bootstrap": "paired_difference",
     "evaluation.rejector": "Rejector",
