@@ -10,6 +10,7 @@ import trustdd
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment, run_name
 from trustdd.data import own
+from trustdd.evaluation.scores import FITTED, SCORES
 from trustdd.reproduction.run_store import stored_images
 from trustdd.reproduction.runs import load_or_run
 
@@ -103,3 +104,37 @@ def test_a_folder_of_images_gets_a_name(tmp_path):
     for i, x in enumerate(squares(200)[:5, 0]): Image.fromarray(x.numpy()).save(tmp_path/f"test/drawn/{i}.png")
     trustdd.ood_set("drawings", tmp_path)
     assert torch.equal(trustdd.load_ood("drawings", (1, 8, 8)), squares(200)[:5])
+
+
+# --- scores
+
+@pytest.fixture
+def scores():
+    "What a test registers is gone after it."
+    with patch.dict(SCORES), patch.dict(FITTED): yield
+
+
+def test_a_score_is_in_the_report_and_in_comparisons(scores, tmp_path):
+    before = load_or_run(Experiment(**SMALL), tmp_path/"before", "cpu", progress=False)
+    @trustdd.score("negative_msp")
+    def negative(logits): return -logits.softmax(1).amax(1)
+    run = load_or_run(Experiment(seed=1, **SMALL), tmp_path, "cpu", progress=False)
+    values = run.report.ood_values["skimage-text"]
+    assert values["negative_msp"]["auroc"][0] == pytest.approx(100 - values["msp"]["auroc"][0])
+    assert "OOD by negative_msp" in run.report.summary("negative_msp")
+    assert list(run.report.runs[0]["own"]) == ["score negative_msp"]
+    assert "own" not in before.report.runs[0] and "negative_msp" not in str(before.report.ood)
+    assert before.scores("negative_msp").n_nets == 1  # from its logits
+    with pytest.raises(UserError, match="'negative_msp' is unknown"): before.report.summary("negative_msp")
+
+
+def test_a_rejector_takes_a_score_and_needs_it_again(scores, tmp_path):
+    @trustdd.score("margin")
+    def margin(logits): return logits.topk(2).values.diff().flatten().neg()
+    digits = trustdd.load_dataset("digits")
+    nets = trustdd.train(digits, 1, 0, "cpu", Experiment(**SMALL), progress=False)
+    rejector = trustdd.Rejector.fit(nets, digits, score="margin")
+    rejector.save(tmp_path/"model.safetensors")
+    assert trustdd.Rejector.load(tmp_path/"model.safetensors").score == "margin"
+    SCORES.pop("margin")
+    with pytest.raises(UserError, match="margin"): trustdd.Rejector.load(tmp_path/"model.safetensors")

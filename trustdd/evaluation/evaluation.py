@@ -24,6 +24,7 @@ from ..data.names import by_hand, short_name
 from ..data.poe import corrupt, CORRUPTION_NAMES, KINDS
 from ..data.sources import absolute_name
 from ..data.suites import ood_suite, SUITES
+from .any_network import as_networks, logits_from_arrays, made_by, stand_in
 from .logits import collect_logits, normaliser, predict
 from .report import Report, report_from_logits
 
@@ -204,19 +205,10 @@ def resolve_eval_data(
     _check_fit(syn, dataset)
     return dataset, *load_ood_sets(ood or exp.get("ood"), dataset, root)
 
-# %% ../../nbs/evaluation/43_evaluation.ipynb #dbbabc71
-def _made(nets) -> dict:
-    "Seed and model of the networks, as `train` notes them; empty for networks from elsewhere."
-    notes = [getattr(net, "made", {}) for net in nets]
-    if any(n != notes[0] for n in notes):
-        raise UserError("nets to evaluate were trained with different seeds or models; "
-                        "evaluate them apart")
-    return notes[0]
-
 # %% ../../nbs/evaluation/43_evaluation.ipynb #99a2abd2
 def evaluate(
-    nets,            # networks trained on `syn`
-    syn,             # the distilled set: images, classes, mean, std, provenance
+    nets,            # a network, or several; without `syn` also their logits, as arrays
+    syn=None,        # the distilled set they learned from: images, classes, mean, std, provenance
     dataset=None,    # InD test data, or its name; the experiment's if None
     ood=None,        # names of OOD sets, or name -> uint8 images; the experiment's or usual if None
     select="last",   # "last" epoch, or "best_on_test" (only to compare with older numbers)
@@ -225,20 +217,37 @@ def evaluate(
     device="auto",   # auto, cpu, cuda …
     root=None,       # where the data sets are
     logits_out=None, # a file for the logits
+    normalise=None,  # uint8 images -> the networks' input; as the distilled or the data set says
 ) -> Report:
     "Accuracy, OOD detection, errors and calibration of `nets`. Wrong requests raise `UserError`."
-    nets, exp = list(nets), syn.provenance.get("experiment", {})
+    if isinstance(nets, dict): return _of_arrays(nets, dataset, ood, n_test, seed, root, logits_out)
+    nets = as_networks(nets)
+    if syn is None: syn = stand_in(nets, dataset := _named_dataset(dataset, root))
+    exp = syn.provenance.get("experiment", {})
     check_choice("select", select, ("last", "best_on_test"))
-    if not nets: raise UserError("nets to evaluate: none were given")
     n_test = exp.get("n_test", 0) if n_test is None else n_test
     check_int("n_test", n_test, 0)
     dataset, images, sources = resolve_eval_data(syn, dataset, ood, root)
     norm, epochs = normaliser(dataset if exp.get("zca") else syn), [None] * len(nets)
+    if normalise: norm = SimpleNamespace(normalise=normalise)
     if select == "best_on_test":
         nets, epochs = zip(*(_best_on_test(net, dataset, norm, device) for net in nets))
     origin = {k: v for k, v in syn.provenance.items() if k != "experiment"}
     logits = collect_logits(nets, dataset, images, norm, n_test, seed, device=device,
                             ood_sources=sources, experiment=exp, select=select,
-                            epochs=list(epochs), run=dict(distilled=origin, networks=_made(nets)))
+                            epochs=list(epochs), run=dict(distilled=origin, networks=made_by(nets)))
+    if logits_out: logits.save(logits_out)
+    return report_from_logits(logits)
+
+def _named_dataset(dataset, root):
+    "The in-distribution `Dataset` for networks without a distilled set."
+    if dataset is None: raise UserError("dataset = None; name the in-distribution data set")
+    return load_dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
+
+def _of_arrays(arrays, dataset, ood, n_test, seed, root, logits_out):
+    "The report of logits that were computed elsewhere."
+    dataset = _named_dataset(dataset, root)
+    needed = ood_names(ood, dataset.name, root) if ood else ()
+    logits = logits_from_arrays(arrays, dataset, needed, n_test or 0, seed)
     if logits_out: logits.save(logits_out)
     return report_from_logits(logits)

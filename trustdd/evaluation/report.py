@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 from ..core.checks import check_choice, UserError
 from ..core.storage import atomic_write, seal, unseal
+from ..data.own import recorded
 from ..data.suites import kin_sets, ood_groups
-from .logits import Logits
+from .logits import image_counts, Logits
 from .scores import (
     calibration_error, METRICS, misclassification, ood_metrics, reliability, SCORES)
 
@@ -157,7 +158,7 @@ def report_from_logits(
     exp = about.get("experiment", {})
     errors = [misclassification(z, y) for z in nets]
     run = dict(about.get("run", {}), seed=exp.get("seed"), n_nets=len(nets),
-               draw_seed=about["draw_seed"], device=about["device"])
+               draw_seed=about["draw_seed"], device=about["device"], **recorded(score=scores))
     return Report(
         experiment=exp,
         accuracy=[100 * float((z.argmax(1) == y).double().mean()) for z in nets],
@@ -178,7 +179,6 @@ def _swap(x, test, by):
 def _is_nan(x): return isinstance(x, float) and math.isnan(x)
 def _is_none(x): return x is None
 
-# %% ../../nbs/evaluation/42_report.ipynb #094cf175
 def _to_json(report) -> str:
     data = {f.name: getattr(report, f.name) for f in fields(Report)}
     return json.dumps(_swap(data, _is_nan, None), indent=1, allow_nan=False)
@@ -191,7 +191,6 @@ def _from_json(text) -> Report:
     except (ValueError, TypeError, KeyError) as e:
         raise UserError(f"this is not a report: {e}") from e
 
-# %% ../../nbs/evaluation/42_report.ipynb #ae39a501
 def _save(report, folder):
     import pandas as pd
     table = pd.concat([report.ood, report.ood_means])
@@ -216,11 +215,13 @@ def _other_networks(report):
 
 def _title(report):
     "Data set, method, images per class, networks and epoch, in one line."
-    e, method = report.experiment, ("method", "outliers")
+    e = report.experiment
     epoch = {"last": "last epoch", "best_on_test": "epoch that is BEST ON THE TEST SET"}
-    words = [report.sources["in"]["name"], "-".join(e[k] for k in method if e.get(k)),
+    method = "-".join(e[k] for k in ("method", "outliers") if e.get(k))
+    words = [report.sources["in"]["name"], method or e.get("model", ""),
              f"ipc {e['ipc']}" if "ipc" in e else "",
-             f"{report.n_nets} networks" + _other_networks(report), epoch[report.select]]
+             f"{report.n_nets} networks" + _other_networks(report),
+             epoch[report.select] if method or "model" not in e else ""]
     return ", ".join(filter(None, words))
 
 # %% ../../nbs/evaluation/42_report.ipynb #642d1803
@@ -246,4 +247,4 @@ def _summary(report, score) -> str:
     rows = [line(name, [cell(mean_std(v[m])) for m in METRICS]) for name, v in lines]
     note = ["† kin to the outliers learned from: no claim rests on it"] * bool(report.kin)
     heads = line(head, [label for label, _ in METRICS.values()])
-    return "\n".join([_title(report), quality, heads, *rows, *note])
+    return "\n".join([_title(report), quality, heads, *rows, *note, *image_counts(report.sources)])
