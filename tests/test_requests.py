@@ -12,7 +12,7 @@ from trustdd.core.checks import UserError
 from trustdd.core.storage import data_root, project_root, runs_root
 from trustdd.data.catalog import load_dataset
 from trustdd.data.suites import is_kin, ood_group
-from trustdd.evaluation.evaluation import load_ood_sets
+from trustdd.evaluation.ood_sets import load_ood_sets
 from trustdd.evaluation.report import Report
 from trustdd.reproduction.atlas import make_items
 from trustdd.reproduction.cli import main

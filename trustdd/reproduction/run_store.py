@@ -24,7 +24,7 @@ from ..data.distilled_set import DistilledSet
 from ..data.identity import image_identities, other_images
 from ..data.own import own_code
 from ..data.suites import default_aux
-from ..evaluation.evaluation import ood_names
+from ..evaluation.ood_sets import ood_names
 from ..evaluation.image_scores import Scores, scores_from_logits
 from ..evaluation.logits import Logits
 from ..evaluation.report import Report

@@ -18,7 +18,7 @@ from ..data.poe import aux_images
 from ..data.suites import default_aux
 from ..networks.training import train
 from ..distillation.distillation import to_distilled_set
-from ..evaluation.evaluation import load_ood_sets
+from ..evaluation.ood_sets import load_ood_sets
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import Report, report_from_logits
 
