@@ -1,23 +1,28 @@
 """What is asked is what is done: numbers, places and names mean the same at every door, and a request that cannot be
 met is refused in one line before anything is made."""
 import json
+import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import ROOT
-from test_bad_input import notebook, SMALL
+from test_bad_input import FIELDS, notebook, SMALL
 from trustdd.core.checks import UserError
+from trustdd.core.experiment import Experiment
 from trustdd.core.storage import data_root, project_root, runs_root
 from trustdd.data.catalog import load_dataset
 from trustdd.data.suites import is_kin, ood_group
 from trustdd.evaluation.ood_sets import load_ood_sets
 from trustdd.evaluation.report import Report
+from trustdd.networks.compute import compile_problem
 from trustdd.reproduction.atlas import make_items
 from trustdd.reproduction.cli import main
 from trustdd.reproduction.items import PaperItem
 from trustdd.reproduction.plan import plan
+from trustdd.reproduction.runs import load_or_run
 
 PAPER = ROOT/"nbs"/"paper"
 
@@ -136,6 +141,7 @@ def test_relative_places_inside_notebooks(project, monkeypatch):
     folder.mkdir(parents=True)
     notebook(folder/"fig01_where.ipynb", """import json
 from pathlib import Path
+from trustdd.core.experiment import Experiment
 from trustdd.core.storage import data_root, runs_root
 Path(out, "{name}.json").write_text(json.dumps(dict(verdict=f"{runs_root()} {data_root()}", preset=preset)))""")
     done = make_items("smoke", out=here/"figures", progress=False)
@@ -149,3 +155,43 @@ def test_a_name_with_a_slash_is_one_item(project):
     for name in ("mine", "./mine", "mine/", str(project/"mine")):
         item = PaperItem("fig01", "smoke", dataset=name)
         assert item.dataset == str(project/"mine") == item.experiments()[0].dataset
+
+
+# --- a compiler that cannot compile
+
+BROKEN = {"a compiler without Python's headers": "x.cpp:1:10: fatal error: Python.h: No such file or directory",
+          "a full disk": "/tmp/x.s: error: No space left on device"}
+
+
+@pytest.mark.parametrize("said", BROKEN.values(), ids=BROKEN)
+def test_a_compiler_that_cannot_compile_costs_time_only(project, monkeypatch, capfd, said):
+    "A run ended with screens of a compiler's flags; it goes on eagerly, with the same numbers as without a compiler."
+    folder = project/"bin"
+    folder.mkdir()
+    for name in ("g++", "c++", "clang++"):
+        (folder/name).write_text(f"#!/bin/sh\ncase $1 in --version) echo g++ 14; exit 0;; esac\necho '{said}' >&2\nexit 1\n")
+        (folder/name).chmod(0o755)
+    exp = Experiment("digits", **FIELDS)
+    eager = load_or_run(exp, "eager", "cpu", progress=False)
+    assert "passes" not in eager.distilled.provenance # short work
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(project/"cache"))
+    monkeypatch.setattr("trustdd.networks.compute._COMPILE_FROM", 1)
+    compile_problem.cache_clear()
+    capfd.readouterr()
+    try: run = load_or_run(exp, "tried", "cpu", progress=False)
+    finally: compile_problem.cache_clear()
+    why = said.partition("error: ")[2]
+    lines = [l for l in capfd.readouterr().err.splitlines() if "compiled" in l]
+    assert lines and set(lines) == {f"networks cannot be compiled here ({why}); they run eagerly, at about half the speed"}
+    assert run.distilled.provenance["passes"] == run.report.runs[0]["passes"] == f"eager ({why})"
+    assert torch.equal(run.distilled.images, eager.distilled.images) and run.report.accuracy == eager.report.accuracy
+
+
+def test_a_cache_that_cannot_be_written(project, monkeypatch):
+    "Nothing is compiled where it cannot be kept."
+    compile_problem.cache_clear()
+    (project/"file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(project/"file"/"cache"))
+    try: assert "file" in compile_problem("cpu")
+    finally: compile_problem.cache_clear()

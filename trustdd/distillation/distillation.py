@@ -176,9 +176,9 @@ def _resume(exp, device, checkpoint):
 
 # %% ../../nbs/distillation/36_distillation.ipynb #933f8451
 def _run(exp, dataset, pool, device, options, checkpoint, every, on_step, progress):
-    "The finished state, and the number of threads it was made with."
+    "The finished state, and for its provenance the number of threads, and how networks passed."
     method, before = find_method(exp.method), torch.get_num_threads()
-    if not method.iterates: return method.start(exp, dataset, pool, device), before
+    if not method.iterates: return method.start(exp, dataset, pool, device), dict(threads=before)
     state, threads = _resume(exp, device, checkpoint) or (
         method.start(exp, dataset, pool, device), broadcast_from_rank0(torch.get_num_threads))
     context = method.prepare(exp, dataset, pool, device, progress=progress, **options)
@@ -190,7 +190,7 @@ def _run(exp, dataset, pool, device, options, checkpoint, every, on_step, progre
         except OutOfTime:
             _keep(state, exp, checkpoint)
             raise
-    return state, threads
+    return state, dict(threads=threads) | method.passes(context)
 
 # %% ../../nbs/distillation/36_distillation.ipynb #c2346a1e
 def check_distillable(exp:Experiment):
@@ -223,9 +223,9 @@ def distill(
     if world_size() > 1: _check_alike(exp, dataset, device)
     with arithmetic(device):
         options = dict(buffer=buffer, root=root) | options
-        state, threads = _run(exp, dataset, pool, device, options,
-                              checkpoint, every, on_step, progress)
-    made = provenance(exp, dataset, device) | dict(threads=threads)
+        state, how = _run(exp, dataset, pool, device, options,
+                          checkpoint, every, on_step, progress)
+    made = provenance(exp, dataset, device) | how
     if exp.outliers == "oe": made["aux"] = aux_source(exp, dataset, root)
     return to_distilled_set(exp, state, dataset, made)
 

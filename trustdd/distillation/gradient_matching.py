@@ -20,7 +20,7 @@ from ..data.augment import draw
 from ..data.dataset import Dataset
 from ..networks.architectures import from_experiment
 from ..networks.batches import training_batches
-from ..networks.compute import compiled, in_precision
+from ..networks.compute import compiled, in_precision, passes_of
 from ..networks.losses import class_loss, outlier_loss
 from ..networks.parameters import initialise
 from ..networks.training import fit
@@ -236,6 +236,8 @@ class GradientMatching(Method):
     def faster(self, exp, dataset, net):
         "The network that the real side passes through: compiled where that pays."
         return compiled(net, dataset.shape, images_seen(exp, dataset.n_classes))
+
+    def passes(self, context): return passes_of(context[2])
 
     def compare(self, *args):
         "What is matched for one class or slot; arguments and result as those of `match`."

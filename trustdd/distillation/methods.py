@@ -49,6 +49,10 @@ class Method:
     ):
         "What all iterations share, such as a network on its device; made once."
 
+    def passes(self, context) -> dict: # from `prepare`
+        "For provenance: whether networks were compiled; nothing where that is no question."
+        return {}
+
     def step(self,
         exp:Experiment, # as for `start`
         state,          # changed in place; `iteration` grows by one, `losses` by one pair

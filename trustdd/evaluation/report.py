@@ -210,7 +210,8 @@ def _other_networks(report):
     "What sets the networks apart from the experiment's own, in words."
     own = {k: report.experiment.get(k) for k in ("seed", "model")}
     made = [r["networks"] for r in report.runs if r.get("networks")]
-    notes = [f" ({made_of['model']}, seed {made_of['seed']})" for made_of in made if made_of != own]
+    notes = [f" ({made_of['model']}, seed {made_of['seed']})" for made_of in made
+             if {k: made_of.get(k) for k in own} != own]
     return ",".join(dict.fromkeys(notes))
 
 def _title(report):

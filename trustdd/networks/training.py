@@ -20,7 +20,8 @@ from ..core.randomness import pick_device, stream
 from ..data.dataset import Dataset
 from .architectures import from_experiment
 from .batches import training_batches
-from .compute import arithmetic, compiled, in_precision, keep_memory
+from .compute import (
+    arithmetic, compiled, in_precision, keep_memory, passes_of)
 from .losses import training_loss
 from .parameters import initialise
 from .training_checkpoints import describe_training, TrainingCheckpoints
@@ -155,7 +156,7 @@ def train(
         wanted = _kept_epochs(exp.epochs, snapshots)
         nets = [_train_one(net, fast, data, exp, seed, k, wanted, bar, checkpoints) for k in mine]
     nets = _of_all_processes(net, nets)
-    for made in nets: made.made = dict(seed=seed, model=model or exp.model)
+    for made in nets: made.made = dict(seed=seed, model=model or exp.model, **passes_of(net))
     return nets
 
 # %% ../../nbs/networks/24_training.ipynb #aff8e84b

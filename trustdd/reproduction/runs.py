@@ -73,6 +73,7 @@ def _logits(exp, dataset, nets, made, seconds, device, root):
     images, sources = validation_sets(exp, dataset, root)
     made = json.loads(json.dumps(made, sort_keys=True)) # in one order, made or found
     run = dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds)
+    run |= {k: v for k, v in nets[0].made.items() if k == "passes"}
     if world_size() > 1: run["processes"] = world_size()
     return collect_logits(nets, dataset, images, n_test=exp.n_test, device=device,
                           ood_sources=sources, experiment=to_dict(exp), run=run)
@@ -133,8 +134,7 @@ def _log(exp, losses, seconds):
 
 def _seconds(log):
     "The seconds noted in a log; 0 if there is none, or nothing in it."
-    lines = read_lines(log)
-    return lines[-1].get("seconds", 0) if lines else 0
+    return (read_lines(log) or [{}])[-1].get("seconds", 0)
 
 # %% ../../nbs/reproduction/53_runs.ipynb #11ce18d9
 def load_or_run(
@@ -181,8 +181,8 @@ def load_or_distill(
     dataset = _distillable(exp, folder, device, root)
     with claimed(folder):
         broadcast_from_rank0(lambda: begin(exp, folder, root))
-        store = runs_root(runs)
-        _distilled(exp, dataset, folder, store, device, root, every=every, progress=progress)
+        options = dict(every=every, progress=progress)
+        _distilled(exp, dataset, folder, runs_root(runs), device, root, **options)
     return Run(exp, folder)
 
 def _distillable(exp, folder, device, root):
