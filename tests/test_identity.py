@@ -172,8 +172,8 @@ def test_auxiliary_images_are_not_those_to_recognise(here):
 
 def test_a_few_images_in_common_are_counted(here):
     write_images(here/"data"/"pets", 1)
-    write_images(here/"data"/"odd", 2)
-    shutil.copy(here/"data"/"pets"/"test"/"cat"/"0.png", here/"data"/"odd"/"test"/"cat"/"9.png")
+    write_images(here/"data"/"odd", 2, classes=("cup", "pan"))
+    shutil.copy(here/"data"/"pets"/"test"/"cat"/"0.png", here/"data"/"odd"/"test"/"cup"/"9.png")
     said = run(here, dataset="pets", ood=("odd",)).report.sources["ood"]["odd"]["source"]
     assert said.endswith("; 1 of them are also in pets")
 

@@ -1,5 +1,6 @@
 """What is asked is what is done: numbers, places and names mean the same at every door, and a request that cannot be
 met is refused in one line before anything is made."""
+import dataclasses
 import json
 import os
 
@@ -91,7 +92,8 @@ OWN = dict(preset="smoke", ipc=1, iterations=1, epochs=1, n_nets=1)
 
 def test_sets_named_from_one_folder_are_found_from_another(project, monkeypatch, capfd):
     "`ood` and `aux` were kept as typed; `trustdd evaluate` looked for them where it was called."
-    for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)): pictures(project/"work"/name, seed)
+    for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)):
+        pictures(project/"work"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"))
     (project/"elsewhere").mkdir()
     monkeypatch.chdir(project/"work")
     words = [w for k, v in OWN.items() for w in (f"--{k.replace('_', '-')}", str(v))]
@@ -105,7 +107,7 @@ def test_sets_named_from_one_folder_are_found_from_another(project, monkeypatch,
 
 def test_a_folder_is_never_called_like_another_set(project):
     "Short names are for readers; one that is the name of a known set would put it into the wrong group."
-    for i, name in enumerate(("noise", "MNIST", "odd", "twice/odd")): pictures(project/name, i)
+    for i, name in enumerate(("noise", "MNIST", "odd", "twice/odd")): pictures(project/name, i, ("cup", "pan"))
     data = load_dataset(str(pictures(project/"mine", 9)))
     images, _ = load_ood_sets(("./noise", "./MNIST", "./odd"), data)
     noise, mnist, odd = images
@@ -195,3 +197,46 @@ def test_a_cache_that_cannot_be_written(project, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(project/"file"/"cache"))
     try: assert "file" in compile_problem("cpu")
     finally: compile_problem.cache_clear()
+
+
+# --- the usual sets, and classes that are in both
+
+@pytest.mark.parametrize("classes, shared", [(("cat", "pan"), "cat"), (("Dogs", "cup"), "dog")])
+def test_a_set_that_has_a_class_of_the_data_is_no_ood_set(project, classes, shared):
+    "Cats of another folder counted as what a network that knows cats has to reject."
+    data = load_dataset(str(pictures(project/"mine", 1)))
+    pictures(project/"odd", 2, classes)
+    with pytest.raises(UserError, match=f"'odd' has classes of the data .{shared}."): load_ood_sets(("./odd",), data)
+    with pytest.raises(UserError, match="'odd' has classes"): # likewise of a set that the program knows
+        load_ood_sets(("./odd",), dataclasses.replace(data, name="cifar10"))
+
+
+def test_usual_sets_are_named_and_leave_out_the_users_classes(project):
+    data = load_dataset(str(pictures(project/"mine", 1, ("face", "dog"))))
+    images, _ = load_ood_sets((), data)
+    assert "skimage-faces" not in images and "skimage-text" in images
+    with pytest.raises(UserError, match="'skimage-faces' has classes of the data .face."): load_ood_sets(("skimage-faces",), data)
+    numbered = load_dataset(str(pictures(project/"numbered", 3, ("0", "1")))) # numbers are no names
+    assert "skimage-faces" in load_ood_sets((), numbered)[0]
+
+
+def test_a_report_says_which_sets_were_taken(project, capfd):
+    pictures(project/"mine", 1)
+    run = load_or_run(Experiment("./mine", outliers="oe", **FIELDS), device="cpu", progress=False)
+    said = run.report.summary().splitlines()[-1]
+    assert said.startswith("no OOD sets were named: taken are skimage-textures, skimage-faces") and "skimage-photos" in said
+    known = load_or_run(Experiment("digits", **FIELDS), device="cpu", progress=False)
+    assert "were named" not in known.report.summary()
+
+
+def test_large_images_are_announced_with_their_price(project, capfd):
+    "Photographs of 227 pixels were distilled at that size for minutes, without a word."
+    for i in range(8):
+        path = project/"photos"/("cat", "dog")[i % 2]/f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(path)
+    for name, lines in (("./photos", 1), ("./photos", 0), ("./photos@16", 0)): # the second time it is stored
+        assert main(["distill", "--dataset", name, *SMALL]) == 0
+        said = [l for l in capfd.readouterr().err.splitlines() if "iterations on images of" in l]
+        assert len(said) == lines
+        if said: assert said[0].startswith("photos: 1 iterations on images of 80x80: about ") and "photos@64: about" in said[0]

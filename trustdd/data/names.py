@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'EMBEDDED', 'IMAGENET_SUBSETS', 'SELECTIONS', 'Selection', 'known', 'unknown', 'resolve_name',
-           'plain_name', 'short_name', 'by_hand']
+           'plain_name', 'short_name', 'is_known', 'by_hand']
 
 # %% ../../nbs/data/90_names.ipynb #96406bc3
 import os, re
@@ -137,9 +137,12 @@ def plain_name(dataset):
 def short_name(name:str) -> str:
     "What a set is called in results: a folder by its own name, if that means no other set."
     if "/" not in name and os.sep not in name: return name
-    own, known = Path(name).name, (*DOWNLOADS, *EMBEDDED, *SELECTIONS, *_BY_HAND)
-    if plain_name(own) in known or own.startswith("corrupted-"): return f"{own}-{digest(name)}"
-    return own
+    own = Path(name).name
+    return f"{own}-{digest(name)}" if is_known(own) or own.startswith("corrupted-") else own
+
+def is_known(name:str) -> bool:
+    "Does the name mean a set that the program knows, not one of your own?"
+    return plain_name(name) in (*DOWNLOADS, *EMBEDDED, *SELECTIONS, *_BY_HAND)
 
 def by_hand(name:str) -> bool:
     "Is this a known set that has no download?"

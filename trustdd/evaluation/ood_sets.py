@@ -11,7 +11,7 @@ import torch
 from ..core.checks import check_choice, UserError
 from ..core.randomness import stream
 from ..data.availability import have
-from ..data.catalog import load_ood, outside_source
+from ..data.catalog import load_ood, outside_source, shared_classes
 from ..data.names import by_hand, short_name
 from ..data.overlap import image_hashes, overlap
 from ..data.poe import corrupt, CORRUPTION_NAMES, KINDS
@@ -73,6 +73,7 @@ def load_ood_sets(
 ) -> tuple:
     "(name -> uint8 images, name -> source); `UserError` if one is unknown, or the data set itself."
     images, sources = (ood, dict.fromkeys(ood, "")) if isinstance(ood, dict) else ({}, {})
+    shared = {}
     for asked in () if images else ood_names(ood, dataset.name, root):
         if (name := short_name(asked)) in images:
             raise UserError(f"ood names two sets called {name}; rename the folder of one")
@@ -81,7 +82,12 @@ def load_ood_sets(
             sources[name] = (f"{name}: the {len(dataset.test_images):,} test images of "
                              f"{dataset.name}, corrupted by {name.removeprefix('corrupted-')}")
         else:
+            shared[name] = shared_classes(asked, dataset, root)
+            if shared[name] and not ood: continue # one of the usual sets
             images[name] = load_ood(asked, dataset.shape, root)
             sources[name] = outside_source(asked, dataset.shape, root)
     _check_overlap(images, sources, dataset)
+    for name in (n for n in images if shared.get(n)):
+        raise UserError(f"ood = {name!r} has classes of the data ({', '.join(shared[name][:5])}); "
+                        "they are not out-of-distribution, so leave them out")
     return images, sources

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from ..core.checks import check_choice, UserError
 from ..core.storage import atomic_write, seal, unseal
 from ..data.own import recorded
-from ..data.suites import kin_sets, ood_groups
+from ..data.suites import kin_sets, ood_groups, usual_note
 from .logits import image_counts, Logits
 from .scores import (
     calibration_error, METRICS, misclassification, ood_metrics, reliability, SCORES)
@@ -210,8 +210,7 @@ def _other_networks(report):
     "What sets the networks apart from the experiment's own, in words."
     own = {k: report.experiment.get(k) for k in ("seed", "model")}
     made = [r["networks"] for r in report.runs if r.get("networks")]
-    notes = [f" ({made_of['model']}, seed {made_of['seed']})" for made_of in made
-             if {k: made_of.get(k) for k in own} != own]
+    notes = [f" ({m['model']}, seed {m['seed']})" for m in made if own.items() - m.items()]
     return ",".join(dict.fromkeys(notes))
 
 def _title(report):
@@ -238,7 +237,7 @@ def _lines(report, score):
 
 def _summary(report, score) -> str:
     check_choice("score", score, next(iter(report.ood_values.values())))
-    head, lines = f"OOD by {score}, %", list(_lines(report, score))
+    head, lines, values = f"OOD by {score}, %", list(_lines(report, score)), report.ood_values
     width = 2 + max(len(name) for name in (head, *(name for name, _ in lines)))
     def cell(mean_and_std): return "{:.1f} ± {:.1f}".format(*mean_and_std)
     def line(name, cells): return f"{name:<{width}}" + "".join(f"{c:>14}" for c in cells)
@@ -248,4 +247,6 @@ def _summary(report, score) -> str:
     rows = [line(name, [cell(mean_std(v[m])) for m in METRICS]) for name, v in lines]
     note = ["† kin to the outliers learned from: no claim rests on it"] * bool(report.kin)
     heads = line(head, [label for label, _ in METRICS.values()])
-    return "\n".join([_title(report), quality, heads, *rows, *note, *image_counts(report.sources)])
+    about = usual_note(report.sources["in"]["name"], report.experiment, values)
+    note += [*image_counts(report.sources), about]
+    return "\n".join(filter(None, [_title(report), quality, heads, *rows, *note]))

@@ -6,13 +6,16 @@
 __all__ = ['Distill', 'Run', 'Buffers']
 
 # %% ../../nbs/reproduction/71_commands.ipynb #55e03b87
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.checks import UserError, check_choice
 from ..core.distributed import is_main_process, world_size
 from ..core.experiment import Experiment, field_names
+from ..core.randomness import pick_device
 from ..core.storage import writable
+from ..data.availability import have
 from .flags import Stored, to_value
 
 # %% ../../nbs/reproduction/71_commands.ipynb #468c28ce
@@ -28,12 +31,24 @@ class Distill(Stored):
         if self.out and Path(self.out).is_dir():
             raise UserError(f"--out {self.out} is a folder; name a file in it")
         if self.out: writable(Path(self.out).parent)
+        _say_what_is_coming(exp, self)
         _experts_first(exp, self)
         run = load_or_distill(exp, self.runs, self.device)
         if not is_main_process(): return 0
         if self.out: run.distilled.save(self.out)
         print(f"{run.distilled!r}\n{self.out or run.folder/'distilled.safetensors'}")
         return 0
+
+def _say_what_is_coming(exp, command):
+    "For large images that are not distilled yet, what that will cost, on the error stream."
+    from trustdd.data.catalog import prepared
+    from trustdd.reproduction.forewarning import forewarning
+    from trustdd.reproduction.run_store import run_folder
+    pick_device(command.device)
+    if not is_main_process() or not have(exp.dataset): return
+    if (run_folder(exp, command.runs)/"distilled.safetensors").exists(): return
+    line = forewarning(exp, prepared(exp))
+    if line: print(line, file=sys.stderr)
 
 def _experts_first(exp, command):
     "Train the experts that trajectory matching still needs, several at a time."
@@ -65,6 +80,7 @@ class Run(Stored):
         if self.dry_run:
             with torch_threads(self.threads): print(estimate(exp, self.runs, self.device))
             return 0
+        _say_what_is_coming(exp, self)
         _experts_first(exp, self)
         with torch_threads(self.threads): run = load_or_run(exp, self.runs, self.device)
         if not is_main_process(): return 0

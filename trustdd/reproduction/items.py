@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.checks import check_choice, check_int, UserError
-from ..core.experiment import Experiment, PRESETS
+from ..core.experiment import Experiment, PRESETS, to_dict
 from ..core.storage import project_root, runs_root
 from ..data.sources import absolute_name
+from ..data.suites import usual_note
 from ..evaluation.pooling import combine
 from .artifacts import without_places
 from .figures import save_figure
@@ -205,7 +206,9 @@ def _facts(item, frame, runs, v, extra):
     nets = sorted({len(r.report.accuracy) for r in runs})
     each = " to ".join(map(str, sorted({nets[0], nets[-1]})))
     means = _MEANS * any(":mean:" in str(q) for q in frame.get("quantity", ()))
-    return meta, f"{line}, {seeds}; {each} networks per seed{means}"
+    usual = [usual_note(r.exp.dataset, to_dict(r.exp), r.report.ood_values) for r in runs]
+    notes = "".join(f"; {note}" for note in [max(usual, key=len)] if note)
+    return meta, f"{line}, {seeds}; {each} networks per seed{means}{notes}"
 
 # %% ../../nbs/reproduction/62_items.ipynb #e10ba9e4
 def _short(item, runs, meta, **texts):
