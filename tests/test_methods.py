@@ -18,6 +18,8 @@ from trustdd.data.catalog import load_dataset
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation import distribution_matching as dm, methods
 from trustdd.distillation.distillation import distill, load_checkpoint
+from trustdd.networks import training
+from trustdd.reproduction.estimate import estimate
 from trustdd.reproduction.runs import load_or_run
 
 SMALL = dict(dataset="digits", preset="smoke", ipc=1, n_nets=1, epochs=2, n_test=20,
@@ -36,6 +38,8 @@ import pandas, sklearn.metrics, torch._dynamo, torch.utils.flop_counter # what a
 import trustdd.distillation.distillation, trustdd.distillation.distribution_matching
 from trustdd.core.distributed import process_group
 from trustdd.core.experiment import Experiment
+from trustdd.networks import training
+from trustdd.reproduction.estimate import estimate
 from trustdd.reproduction.runs import load_or_run
 
 def deadly(function, number):
@@ -340,3 +344,25 @@ def test_a_method_with_an_error_ends_in_one_line(package, broken, said, status):
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     last = [line for line in told(done) if line.startswith("trustdd: ")]
     assert len(last) == 1 and said in last[0]
+
+
+# --- all images, with outliers
+
+def test_networks_learn_from_all_images_and_outliers(tmp_path):
+    "What no distilled set is behind has outliers, too, and is the same after an interruption."
+    fields = dict(SMALL, method="full", epochs=3, batch_eval=64)
+    runs = {o: load_or_run(Experiment(outliers=o, **fields), tmp_path/"one", "cpu", progress=False)
+            for o in ("none", "oe", "poe")}
+    scores = {o: run.logits.values["in"] for o, run in runs.items()}
+    assert not torch.equal(scores["none"], scores["oe"]) and not torch.equal(scores["oe"], scores["poe"])
+    assert all(r.report.accuracy_mean > 30 for r in runs.values())
+    begun, batches = itertools.count(), training.pool_batches
+    def interrupted(*args):
+        if next(begun) == 2: raise KeyboardInterrupt
+        return batches(*args)
+    exp = runs["poe"].exp
+    with patch.object(training, "pool_batches", interrupted), pytest.raises(KeyboardInterrupt):
+        load_or_run(exp, tmp_path/"two", "cpu", progress=False, every=0)
+    again = load_or_run(exp, tmp_path/"two", "cpu", progress=False)
+    assert torch.equal(again.logits.values["in"], scores["poe"])
+    assert "training 1 networks" in str(estimate(replace(exp, epochs=4), tmp_path/"one", "cpu"))

@@ -19,9 +19,8 @@ from ..core.experiment import Experiment, Settings, settings
 from ..core.randomness import pick_device, stream
 from ..data.dataset import Dataset
 from .architectures import from_experiment
-from .batches import training_batches
-from .compute import (
-    arithmetic, compiled, in_precision, keep_memory, passes_of)
+from .batches import pool_batches, training_batches
+from .compute import arithmetic, compiled, in_precision, keep_memory, passes_of
 from .losses import training_loss
 from .parameters import initialise
 from .training_checkpoints import describe_training, TrainingCheckpoints
@@ -105,11 +104,12 @@ class _TrainingData:
     n_classes:int           # number of logits
     normalise:object=None   # uint8 → float32, or None
     lr:float=None           # the step size learned with the images; the experiment's if None
+    pool:object=None        # outliers to draw from in each epoch, instead of `outliers`
 
     @property
     def pixels(self): return self.images, self.labels, self.outliers
 
-def _training_data(source, device="cpu"):
+def _training_data(source, device="cpu", pool=None):
     "A `Dataset` or a distilled set on the device, ready for training."
     if not isinstance(source, Dataset):
         labels = source.labels if getattr(source, "soft", None) is None else source.soft
@@ -118,7 +118,7 @@ def _training_data(source, device="cpu"):
     images, labels = source.images.to(device), source.labels.to(device)
     outliers = torch.empty(0, *source.shape, device=device)
     def normalise(x): return source.normalise(x, device)
-    return _TrainingData(images, labels, outliers, source.n_classes, normalise)
+    return _TrainingData(images, labels, outliers, source.n_classes, normalise, pool=pool)
 
 # %% ../../nbs/networks/24_training.ipynb #faef02dc
 def train(
@@ -132,6 +132,7 @@ def train(
     progress:bool=True, # show a bar
     keep=None,          # a folder for unfinished networks; if None, it cannot be stopped
     every:float=30,     # seconds between two writings of a network under way
+    pool=None,          # of a `Dataset`: outliers to learn from, on the device
 ) -> list:
     "Networks trained on `source`, each with `.history`, `.made` and `.seconds` (Ma et al. 2024)."
     if exp is None and isinstance(source, Dataset):
@@ -141,7 +142,7 @@ def train(
     if n_nets < 1: raise UserError(f"n_nets = {n_nets} must be 1 or more")
     device = pick_device(device)
     keep_memory()
-    data = _training_data(source, device)
+    data = _training_data(source, device, pool)
     shape = tuple(data.images.shape[1:])
     net = from_experiment(exp, shape, data.n_classes, stream(seed, "evaluation", 0), device, model)
     # counts exp.n_nets, not n_nets: asking for fewer networks must not change any of them
@@ -172,7 +173,9 @@ def _train_one(net, fast, data, exp, seed, k, wanted, bar, checkpoints):
     def seconds(): return time.perf_counter() - began
     def batches(epoch):
         generator = stream(seed, "training", k, epoch)
-        return training_batches(*data.pixels, generator, exp, exp.batch_eval, data.normalise)
+        kind = exp, exp.batch_eval, data.normalise
+        if data.pool: return pool_batches(data.images, data.labels, data.pool, generator, *kind)
+        return training_batches(*data.pixels, generator, *kind)
     def before(epoch):
         checkpoints.before_epoch(k, epoch, exp.epochs, seconds(), net, optimiser, history)
         optimiser.param_groups[0]["lr"] = _step_size(epoch, exp.epochs, lr)
@@ -223,7 +226,3 @@ def _kept_epochs(epochs, snapshots):
 @dataclass(frozen=True)
 class _FullData(Settings):
     "The full training set: nothing is distilled."
-
-    def check(self, exp):
-        if exp.outliers != "none":
-            raise UserError(f"outliers = {exp.outliers!r} with method = 'full'; choose none")

@@ -154,8 +154,9 @@ def estimate(
     stages = _distilling(exp, dataset, folder, runs, device, root, timed)
     normalise = None
     if exp.method == "full":
-        images, labels, outliers = dataset.images.to(device), dataset.labels.to(device), None
-        outliers = torch.empty(0, *dataset.shape, device=device)
+        images, labels = dataset.images.to(device), dataset.labels.to(device)
+        pool, outliers = outlier_pool(exp, dataset, root, device), images[:0].float()
+        if pool: outliers = pool.draw(0, len(images), stream(0, "outliers to time"))
         def normalise(x): return dataset.normalise(x, device)
     else:
         start = initial_state(exp, dataset, outlier_pool(exp, dataset, root, device), device)

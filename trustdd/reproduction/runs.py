@@ -54,7 +54,8 @@ def compute(
     made = source.provenance if source else provenance(exp, dataset, device)
     with torch_threads(made["threads"]):
         nets = train(source or dataset, device=device, exp=exp, progress=progress,
-                     keep=working_folder(folder, "training"), every=every)
+                     keep=working_folder(folder, "training"), every=every,
+                     pool=None if source else outlier_pool(exp, dataset, root, device))
     seconds = dict(distilling=round(distilling, 1), training=round(_longest(nets), 1))
     if not broadcast_from_rank0(StepTimer().next()):
         done = f"{len(nets)} of {len(nets)} networks trained"
@@ -64,8 +65,7 @@ def compute(
 
 def _longest(nets):
     "Seconds of training, of the process that took longest."
-    shares = [shard(len(nets), r) for r in range(world_size())]
-    return max(sum(nets[k].seconds for k in ks) for ks in shares)
+    return max(sum(nets[k].seconds for k in shard(len(nets), r)) for r in range(world_size()))
 
 # %% ../../nbs/reproduction/53_runs.ipynb #f42eb499
 def _logits(exp, dataset, nets, made, seconds, device, root):
