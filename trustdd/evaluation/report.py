@@ -48,7 +48,6 @@ class Report:
     runs:list           # one entry per seed: what made it
 
     def __eq__(self, other): return isinstance(other, Report) and self.to_json() == other.to_json()
-
     @property
     def n_nets(self): return len(self.accuracy)
     @property
@@ -66,7 +65,6 @@ class Report:
         "Raw values, one dict (network, ood, score, metric, value) each."
         return [dict(network=i, ood=o, score=s, metric=m, value=x)
                 for o, s, m, values in _rows(self.ood_values) for i, x in enumerate(values)]
-
     @cached_property
     def ood(self):
         "DataFrame (ood, group, score, metric, mean, std, n): over the n networks."
