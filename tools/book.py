@@ -248,7 +248,8 @@ def front(book):
         toctree("nbs/00_tour", "nbs/guides/use_it", caption="Start"),
         toctree(*(f"nbs/{room}/index" for room in ROOMS), caption="Chapters"),
         toctree("docs/results", *(f"results/{p}" for p in PRESETS), *["results/status"], caption="Results"),
-        toctree("nbs/guides/own_method", "nbs/guides/profile", *(f"docs/{g}" for g in GUIDES), "workflow/README", caption="Guides"),
+        toctree("nbs/guides/own_method", "nbs/guides/own_corruption", "nbs/guides/own_network",
+                "nbs/guides/judge_a_set", "nbs/guides/profile", *(f"docs/{g}" for g in GUIDES), "workflow/README", caption="Guides"),
         toctree("docs/architecture", "docs/chapters", "api/index", "docs/references", caption="Reference"),
     ]
     book.write("index.md", book.relink(cite(text, book.known), ROOT/"README.md") + "\n\n" + "\n\n".join(parts) + "\n")

@@ -186,7 +186,8 @@ def read_safetensors(path) -> tuple[dict, dict]:
     except Exception as e:
         raise UserError(f"{path} is cut short or is not a safetensors file ({e})") from None
     said = metadata.pop(_CHECKSUM, None)
-    if said is not None and said != _content(tensors, metadata):
+    renamed = said is None and any(re.fullmatch("[0-9a-f]{64}", v) for v in metadata.values())
+    if renamed or said is not None and said != _content(tensors, metadata):
         raise UserError(f"{path} is damaged: its content does not fit its checksum; "
                         "delete it, and make it or copy it again")
     return tensors, metadata

@@ -8,6 +8,7 @@ __all__ = ['DistilledSet']
 # %% ../../nbs/data/16_distilled_set.ipynb #2c8f5f0c
 import io, json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from PIL import Image
 
 from ..core.checks import UserError
 from ..core.experiment import Experiment, from_dict, MAIN
+from ..core.randomness import stream
 from ..core.storage import read_safetensors, write_safetensors
+from .augment import augment, draw
 from .cards import card_of, export_as
 from .catalog import prepared
 
@@ -90,6 +93,23 @@ class DistilledSet:
         "Write the set in a layout that others read; returns the file or folder to import again."
         return export_as(self, folder, layout)
 
+    def loader(self,
+        batch:int=256,          # images and outliers together
+        seed:int=0,             # of order and augmentation
+        outliers:bool=True,     # with the outliers, labelled -1
+        augmented:bool=True,    # as the experiment says
+    ) -> torch.utils.data.DataLoader:
+        "Batches of normalised images (b, C, H, W) and labels, (b,) or if soft (b, k)."
+        n = len(self.outliers) if outliers else 0
+        x = torch.cat([self.images, self.outliers[:n]])
+        y = self.labels if self.soft is None else self.soft
+        y = torch.cat([y, torch.full((n, *y.shape[1:]), -1, dtype=y.dtype)])
+        generator, strategy, align = stream(seed, "loader"), "none", True
+        if augmented: strategy, align = self.experiment.strategy, self.experiment.align_corners
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x, y), batch, shuffle=True, generator=generator,
+            collate_fn=partial(_augmented, strategy, align, generator))
+
     def denormalise(self,
         x:torch.Tensor, # (n, C, H, W) normalised
     ) -> torch.Tensor:
@@ -125,6 +145,12 @@ class DistilledSet:
         data = io.BytesIO()
         self.show().save(data, "png")
         return data.getvalue()
+
+# %% ../../nbs/data/16_distilled_set.ipynb #34f21aa2
+def _augmented(strategy, align_corners, generator, pairs):
+    "A batch of pairs (image, label), each image augmented by parameters of its own."
+    x, y = (torch.stack(part) for part in zip(*pairs))
+    return augment(x, draw(strategy, len(x), generator), align_corners), y
 
 # %% ../../nbs/data/16_distilled_set.ipynb #2571d161
 _SAID = ("classes", "mean", "std", "provenance")
