@@ -1,5 +1,5 @@
 "What several test files build on."
-import json, os, socket, subprocess, sys
+import json, os, signal, socket, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,10 @@ import torch
 from trustdd.reproduction.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Signals as a terminal gives them, also where the tests run in the background or under nohup.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN: signal.signal(number, usual)
 
 
 @contextmanager

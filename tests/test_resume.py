@@ -167,7 +167,7 @@ def test_work_done_before_a_kill_is_not_done_again(ask, straight, tmp_path):
 
 def test_as_many_threads_as_it_began_with(ask, straight, tmp_path):
     "Sums in another order round differently, so the number of threads is part of the checkpoint."
-    assert ask(dict(store=tmp_path, die=("os", "replace", 3))) == [-signal.SIGKILL]
+    assert ask(dict(store=tmp_path, die=("os", "replace", 4))) == [-signal.SIGKILL]
     assert ask(dict(store=tmp_path, threads=2)) == [0]
     assert (tmp_path/run_name(EXP)/"distilled.safetensors").read_bytes() == (straight/"distilled.safetensors").read_bytes()
 
@@ -383,7 +383,7 @@ def test_mtt_killed_and_started_again(ask, straight_mtt, tmp_path, moment):
     same_all(tmp_path, straight_mtt)
 
 
-@pytest.mark.parametrize("die", [("os", "fsync", 8), ("torn", "_append", 3), ("distillation.trajectory_gradient", "_gradient", GRADIENTS + 2)], ids=str)
+@pytest.mark.parametrize("die", [("os", "fsync", 9), ("torn", "_append", 3), ("distillation.trajectory_gradient", "_gradient", GRADIENTS + 2)], ids=str)
 def test_mtt_killed_again_and_again(ask, straight_mtt, tmp_path, die):
     "Each start gets a little further than the one before: a row or an iteration."
     for starts in range(1, 30):

@@ -14,6 +14,7 @@ from conftest import content, one_thread
 from test_bad_input import full_disk, tree
 from trustdd.distillation.buffers import Buffer, buffer_name
 from trustdd.reproduction.cli import main
+from trustdd.reproduction.run_store import write_identity
 from trustdd.core.experiment import Experiment, run_name
 from trustdd.core.checks import UserError
 from trustdd.data.catalog import load_dataset, prepared
@@ -125,6 +126,7 @@ def test_what_cannot_be_distilled_is_said_before_experts_are_trained(refused, wo
 
 def test_run_folder_of_another_configuration_is_noticed_before_experts_are_trained(refused, project):
     RUN.mkdir(parents=True)
+    write_identity(EXP, RUN)
     (RUN/"config.json").write_text("{")
     assert "config.json" in refused("distill", *SMALL)
 

@@ -43,11 +43,11 @@ def provenance(
     dataset:Dataset,    # of which images
     device,             # where
 ) -> dict:
-    "What made a result: experiment, data (and a hash of it), commit, device, threads, versions."
+    "What made a result: experiment, data, commit, device, threads and versions."
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else platform.machine()
     return dict(
-        experiment=to_dict(exp), data=dataset.source, images=identity_of(dataset), commit=commit(),
+        experiment=to_dict(exp), data=dataset.source, commit=commit(),
         device=f"{kind} ({name})", threads=torch.get_num_threads(),
         trustdd=trustdd.__version__, torch=torch.__version__, **_rounding(device),
         **own_code(exp))
@@ -225,7 +225,7 @@ def distill(
         options = dict(buffer=buffer, root=root) | options
         state, how = _run(exp, dataset, pool, device, options,
                           checkpoint, every, on_step, progress)
-    made = provenance(exp, dataset, device) | how
+    made = provenance(exp, dataset, device) | how | dict(images=identity_of(dataset))
     if exp.outliers == "oe": made["aux"] = aux_source(exp, dataset, root)
     return to_distilled_set(exp, state, dataset, made)
 
