@@ -37,5 +37,5 @@ def test_sides_at_the_papers_scale_keep_their_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("TRUSTDD_DATA", str(tmp_path)) # no CIFAR-10: its images are part of the name
     def name(side, **fields): return side_folder(Experiment(preset="paper", ipc=1, **fields), side, Path("runs")).name
     for fields in ({}, dict(label_smoothing=0.1), dict(epochs=2000), dict(outliers="poe", outlier_draw=2)):
-        assert name("images", **fields) == "cifar10-dsa-images-ipc1-seed0-d283052b"
-    assert name("outliers", outliers="poe") == "cifar10-dsa-outliers-ipc1-seed0-49c8e68b"
+        assert name("images", **fields) == "cifar10-dsa-images-ipc1-seed0-039367b1"
+    assert name("outliers", outliers="poe") == "cifar10-dsa-outliers-ipc1-seed0-c15f3373"

@@ -3,6 +3,8 @@ met is refused in one line before anything is made."""
 import dataclasses
 import json
 import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -240,3 +242,56 @@ def test_large_images_are_announced_with_their_price(project, capfd):
         said = [l for l in capfd.readouterr().err.splitlines() if "iterations on images of" in l]
         assert len(said) == lines
         if said: assert said[0].startswith("photos: 1 iterations on images of 80x80: about ") and "photos@64: about" in said[0]
+
+
+# --- figures of one's own data
+
+def test_a_figure_of_ones_own_data(project, monkeypatch, capfd):
+    "Only papermill by hand could do it, and not with OOD sets of one's own."
+    for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)):
+        pictures(project/"work"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"), n=12)
+    shutil.copytree(PAPER, project/"nbs"/"paper")
+    monkeypatch.chdir(project/"work")
+    words = "--preset smoke --dataset mine --ood odd,uniform --aux extra --iterations 1 --epochs 1 --n-nets 1 --ipc 1".split()
+    assert main(["paper", "--only", "tab01", *words]) == 0
+    assert not (project/"figures"/"smoke").exists() # where those of the project are
+    made = project/"figures"/"own"/"smoke"
+    about = json.loads((made/"tab01.json").read_text())
+    assert about["dataset"] == "mine" and set(about["ood_sets"]) == {"odd", "uniform"}
+    texts = [p.read_text() for p in (*made.glob("tab01.*"), made/"notebooks"/"tab01.ipynb")]
+    assert not any(str(project) in text for text in texts)
+    exps = [json.loads(p.read_text()) for p in (project/"runs").rglob("config.json")]
+    assert {e["iterations"] for e in exps} == {1} and {e["aux"] for e in exps} == {"", str(project/"work"/"extra")}
+    capfd.readouterr()
+
+
+def test_a_field_that_an_item_compares_is_not_set_for_it(project):
+    for item, field in (("fig11", "lam"), ("tab12", "outliers_per_slot")):
+        asked = dict(settings={field: 1})
+        assert f"{item} chooses {field} itself" in plan("quick", [item], parameters=asked, folder=PAPER)["items"][item]["problem"]
+
+
+def test_every_item_takes_other_fields(project):
+    made = plan("quick", parameters=dict(settings=dict(iterations=3, weight_decay=0.1)), folder=PAPER)
+    assert not [i for i in made["items"].values() if i["problem"]]
+    assert all("--weight-decay 0.1" in " ".join(run["words"]) for run in made["runs"].values())
+    with pytest.raises(UserError, match="colour"): PaperItem("fig02", settings=dict(colour="red"))
+
+
+# --- the interpreter of notebooks
+
+def test_notebooks_run_with_this_interpreter(project, monkeypatch):
+    "A kernel called python3 elsewhere on JUPYTER_PATH ran them, with whatever was installed there."
+    spec = project/"jupyter"/"kernels"/"python3"/"kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps(dict(argv=["/bin/false", "{connection_file}"], display_name="elsewhere", language="python")))
+    monkeypatch.setenv("JUPYTER_PATH", str(project/"jupyter"))
+    folder = project/"nbs"/"paper"
+    folder.mkdir(parents=True)
+    notebook(folder/"fig01_who.ipynb", """import json, os, sys
+from pathlib import Path
+Path(out, "{name}.json").write_text(json.dumps(dict(verdict=sys.executable, preset=preset)))""")
+    assert make_items("smoke", progress=False) == {"fig01": "made"}
+    assert json.loads((project/"figures"/"smoke"/"fig01.json").read_text())["verdict"] == sys.executable
+    assert not [p for p in (project/"figures").rglob("kernel*")] # nothing of it is left
+    assert os.environ["JUPYTER_PATH"] == str(project/"jupyter")

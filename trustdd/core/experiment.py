@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'OUTLIERS', 'MAIN', 'Settings', 'settings', 'methods', 'settings_of', 'Request', 'Experiment',
-           'field_names', 'check_field', 'to_dict', 'from_dict', 'check_same_experiment', 'overrides', 'data_name',
-           'run_name']
+           'field_names', 'check_field', 'experiment_with', 'to_dict', 'from_dict', 'check_same_experiment',
+           'overrides', 'data_name', 'run_name']
 
 # %% ../../nbs/core/06_experiment.ipynb #7e26be9c
 import hashlib, json, os
@@ -157,6 +157,17 @@ def check_field(
     if not others: check_choice("field", name, field_names(method))
     said = name if value is None else f"{name} = {value!r}"
     raise UserError(f"{said} with method = {method!r}: it belongs to {', '.join(others)}")
+
+# %% ../../nbs/core/06_experiment.ipynb #0ffd80f9
+def experiment_with(
+    also:dict, # further fields
+    **fields,  # of `Experiment`
+) -> Experiment:
+    "The experiment, with those of the further fields that its method and outliers have."
+    names, kind = set(field_names(fields.get("method", "dsa"))), fields.get("outliers", "none")
+    if kind != "oe": names.discard("aux")
+    if kind == "none": names -= {"outliers_per_slot", "outlier_draw"}
+    return Experiment(**fields | {k: v for k, v in also.items() if k in names})
 
 # %% ../../nbs/core/06_experiment.ipynb #3d86331b
 # not written where it is this

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..core.checks import UserError
 from ..core.experiment import (
-    check_same_experiment, Experiment, OUTLIERS, run_name, to_dict)
+    check_same_experiment, Experiment, experiment_with, OUTLIERS, run_name, to_dict)
 from ..core.randomness import pick_device
 from ..core.storage import (
     atomic_write, commit, data_root, digest, runs_root, seal, unseal, writable)
@@ -151,11 +151,15 @@ def _stored_bytes(exp, folder, root=None):
     return dataset.images.numel() + 8 * len(dataset.labels)
 
 # %% ../../nbs/reproduction/56_cost.ipynb #5c8ae0b8
-def configurations(**fields) -> dict: # of `Experiment`, for all: preset, dataset, ipc, seed
+def configurations(
+    also:dict={},   # further fields, for the experiments that can have them
+    **fields,       # of `Experiment`, for all: preset, dataset, ipc, seed
+) -> dict:
     "Name → experiment: full data, random real images, distilled sets with each kind of outliers."
-    full = Experiment(method="full", **fields | dict(ipc=10)) # has no ipc; stored under 10
-    sets = {k: Experiment(method="dsa", outliers=k, **fields) for k in OUTLIERS}
-    return {"full data": full, "random": Experiment(method="random", **fields), **sets}
+    def exp(method, **own): return experiment_with(also, method=method, **fields | own)
+    full = exp("full", ipc=10) # has no ipc; stored under 10
+    sets = {k: exp("dsa", outliers=k) for k in OUTLIERS}
+    return {"full data": full, "random": exp("random"), **sets}
 
 # %% ../../nbs/reproduction/56_cost.ipynb #bcfcd98b
 def _rows(exp, folder, iterations, device, root):

@@ -6,7 +6,7 @@
 __all__ = ['execute']
 
 # %% ../../nbs/reproduction/81_execution.ipynb #03ab1b7a
-import json, logging, math, os
+import json, logging, math, os, sys
 
 from ..core.deadline import earlier_deadline, environment, LAPPED, OutOfTime, seconds_left
 from ..core.storage import atomic_write, data_root, project_root, runs_root
@@ -15,6 +15,13 @@ from ..core.working import remove_working, working_folder
 # %% ../../nbs/reproduction/81_execution.ipynb #055d71c1
 _LEAVING = 3 # seconds that a kernel, papermill and the page of all figures need in the end
 _FIRST = "from trustdd.core.deadline import end_with_parent; end_with_parent({})"
+
+def _this_interpreter(folder) -> str:
+    "A JUPYTER_PATH on which the kernel python3 is this interpreter, whatever is installed."
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = dict(argv=argv, display_name="python3", language="python")
+    atomic_write(folder/"kernels"/"python3"/"kernel.json", json.dumps(spec))
+    return os.pathsep.join(filter(None, [str(folder.resolve()), os.environ.get("JUPYTER_PATH")]))
 
 def _run(notebook, executed, parameters):
     "Papermill, without its messages; there may be a limit to each cell's time."
@@ -25,6 +32,7 @@ def _run(notebook, executed, parameters):
     before, logger.disabled = logger.disabled, True # what goes wrong is raised
     first = f"--IPKernelApp.exec_lines={_FIRST.format(os.getpid())}"
     places = dict(TRUSTDD_DATA=str(data_root()), TRUSTDD_RUNS=str(runs_root())) # for another folder
+    places["JUPYTER_PATH"] = _this_interpreter(executed.parent)
     try:
         with earlier_deadline(_LEAVING), environment(**places):
             papermill.execute_notebook(

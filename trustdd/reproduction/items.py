@@ -11,8 +11,9 @@ import itertools, json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.checks import check_choice, check_int, UserError
-from ..core.experiment import Experiment, PRESETS, to_dict
+from ..core.checks import check_choice, check_int, name_tuple, UserError
+from ..core.experiment import (
+    Experiment, experiment_with, field_names, MAIN, methods, PRESETS, to_dict)
 from ..core.storage import project_root, runs_root
 from ..data.sources import absolute_name
 from ..data.suites import usual_note
@@ -57,46 +58,61 @@ class PaperItem:
     dataset:str=""          # in-distribution data set
     ipc:object=""           # images per class, one number or several: "1,10"
     seeds:object=""         # "0,1,2"
-    out:str=""              # folder of the figure; figures/PRESET if empty
+    out:str=""              # folder of the figure; figures/own/PRESET if empty
     runs:str=""             # folder of the run store; runs/ if empty
+    settings:dict=None      # other fields of `Experiment`, for all runs that have them
     many:bool=False         # does it compare many configurations, over fewer seeds?
     mtt:bool=False          # is it about trajectory matching, which has numbers of its own?
     one_ipc:bool=False      # does it take just one number of images per class?
 
     def __post_init__(self):
         check_choice("preset", self.preset, PRESETS)
-        scope, given = SCOPE[self.preset], self.ipc
+        scope = SCOPE[self.preset]
         ipcs = scope["mtt_ipcs"] if self.mtt else (scope["ipc"],)
         seeds = scope["mtt_seeds" if self.mtt else "seeds"]
         if self.many: seeds = seeds[:scope["many_seeds"]]
-        if "," not in self.dataset: # several, as a title
-            own = Experiment(self.dataset or None, preset=self.preset).dataset
-            self._set("dataset", absolute_name("dataset", own))
+        own = self.dataset or Experiment(preset=self.preset).dataset # with commas it is a title
+        if "," not in own: self._set("dataset", absolute_name("dataset", own))
         self._set("ipc", numbers(self.ipc) if self.ipc != "" else ipcs)
         self._set("seeds", numbers(self.seeds) if self.seeds != "" else seeds)
-        self._set("out", Path(self.out or project_root()/"figures"/self.preset))
+        self._set("out", Path(self.out or project_root()/"figures"/"own"/self.preset))
         self._set("runs", runs_root(self.runs))
+        self._set("settings", dict(self.settings or {}))
+        for k in self.settings: check_choice("settings", k, _SETTINGS)
         for n in self.ipc: check_int("ipc", n, 1)
         for n in self.seeds: check_int("seeds", n, 0)
         if self.one_ipc and len(self.ipc) > 1:
-            raise UserError(f"ipc = {given!r}: {self.name} takes one number")
+            raise UserError(f"ipc = {self.ipc}: {self.name} takes one number")
 
     def _set(self, name, value): object.__setattr__(self, name, value)
 
     def experiments(self, **fields) -> list: # fields of `Experiment`; a list is each of its values
         "Experiments for every combination of the lists, over all seeds (and all `ipc`)."
         usual = {"preset": self.preset, "dataset": self.dataset, "ipc": list(self.ipc)}
-        return grid(**{**usual, **fields, "seed": list(self.seeds)})
+        return grid(self._added(fields), **{**usual, **fields, "seed": list(self.seeds)})
+
+    def _added(self, fields):
+        "The settings, which take the place of the OOD and auxiliary sets of `fields`."
+        wrong = [k for k in self.settings if k in fields and k not in ("ood", "aux")]
+        if wrong: raise UserError(f"settings: {self.name} chooses {', '.join(wrong)} itself")
+        if not (names := name_tuple("ood", self.settings.get("ood", ()))): return self.settings
+        own = [n for n in fields.get("ood", ()) if n.startswith("corrupted-")]
+        return self.settings | dict(ood=[*names, *own])
 
     def name_of(self, run) -> str:
         "What the run store calls a run: PRESET/DATASET/METHOD-OUTLIERS/ipcN/seedS."
         return str(run.folder.relative_to(self.runs))
 
 # %% ../../nbs/reproduction/62_items.ipynb #959628e1
-def grid(**fields) -> list: # fields of `Experiment`; a list stands for each of its values
+def grid(
+    also:dict={}, # further fields, for the experiments that can have them
+    **fields,     # of `Experiment`; a list stands for each of its values
+) -> list:
     "One experiment for each combination of the values given as lists."
-    lists = [v if isinstance(v, list) else [v] for v in fields.values()]
-    return [Experiment(**dict(zip(fields, values))) for values in itertools.product(*lists)]
+    rows = itertools.product(*(v if isinstance(v, list) else [v] for v in fields.values()))
+    return [experiment_with(also, **dict(zip(fields, row))) for row in rows]
+
+_SETTINGS = sorted({k for m in methods() for k in field_names(m)} - set(MAIN))
 
 # %% ../../nbs/reproduction/62_items.ipynb #fd176737
 def pooled(
@@ -207,8 +223,8 @@ def _facts(item, frame, runs, v, extra):
     each = " to ".join(map(str, sorted({nets[0], nets[-1]})))
     means = _MEANS * any(":mean:" in str(q) for q in frame.get("quantity", ()))
     usual = [usual_note(r.exp.dataset, to_dict(r.exp), r.report.ood_values) for r in runs]
-    notes = "".join(f"; {note}" for note in [max(usual, key=len)] if note)
-    return meta, f"{line}, {seeds}; {each} networks per seed{means}{notes}"
+    means += f"; {max(usual, key=len)}" * any(map(bool, usual))
+    return meta, f"{line}, {seeds}; {each} networks per seed{means}"
 
 # %% ../../nbs/reproduction/62_items.ipynb #e10ba9e4
 def _short(item, runs, meta, **texts):
