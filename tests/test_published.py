@@ -19,7 +19,7 @@ def test_a_published_run_is_still_the_one_asked_for():
         stored = json.loads((folder/"config.json").read_text())
         exp = from_dict(stored)
         assert to_dict(exp) == stored
-        assert run_name(exp) == str(folder.relative_to(STORE))
+        assert run_name(exp) == str(folder.relative_to(STORE)).split("-images-")[0]
     assert is_finished(exp, folder)
 
 
