@@ -12,6 +12,9 @@ from pathlib import Path
 
 import trustdd
 from ..core.storage import atomic_write, commit, data_root, project_root, runs_root
+from ..data.availability import have
+from ..data.identity import image_identities, listed_once
+from ..data.suites import default_aux, ood_suite
 
 # %% ../../nbs/reproduction/85_artifacts.ipynb #bdebe55c
 def without_places(
@@ -78,21 +81,42 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
     for c in nbformat.read(notebook, 4).cells: h.update(f"{c.cell_type}:{c.source}\0".encode())
     package, beside = Path(trustdd.__file__).parent, sorted(Path(notebook).parent.glob("*.csv"))
     files = {str(p.relative_to(package)): p for p in sorted(package.rglob("*.py"))}
-    files |= {f"run {i}": p for i, p in enumerate(_run_files(parameters, outputs))}
+    store, runs = runs_root(parameters.get("runs")), _described_runs(outputs)
+    files |= {f"run {i}": p for i, p in enumerate(_run_files(store, runs))}
     files |= {p.name: p for p in [*beside, *outputs]}
     for name, path in files.items(): h.update(f"{name}\0".encode() + path.read_bytes())
-    h.update(f"{data_root()}\0{runs_root()}".encode())
+    h.update("\0".join((_on_these_images(store, runs), str(data_root()), str(store))).encode())
     h.update(json.dumps(parameters, sort_keys=True).encode())
     return h.hexdigest()
 
-def _run_files(parameters, outputs):
-    "The reports, and the scores of images, of the runs that a figure names in its description."
-    store, found = runs_root(parameters.get("runs")), []
-    described = [json.loads(p.read_text(encoding="utf-8")) for p in outputs if p.suffix == ".json"]
-    for run in [r for facts in described for r in facts.get("runs", [])]:
-        kinds = "report.json", "scores.safetensors", "logits.safetensors"
-        found += [store/run/kind for kind in kinds if (store/run/kind).exists()][:2]
+def _described_runs(outputs):
+    "The names of runs in a figure's description; of a cut one none, and its stamp does not fit."
+    found = []
+    for file in (p for p in outputs if p.suffix == ".json"):
+        try: found += dict(json.loads(file.read_text(encoding="utf-8"))).get("runs", [])
+        except (OSError, TypeError, ValueError): pass
     return found
+
+def _run_files(store, runs):
+    "The reports, and the scores of images, of runs."
+    kinds, found = ("report.json", "scores.safetensors", "logits.safetensors"), []
+    for run in runs: found += [store/run/kind for kind in kinds if (store/run/kind).exists()][:2]
+    return found
+
+def _on_these_images(store, runs) -> str:
+    "What the images of runs, and the sets their data sets are usually tested on, are known by now."
+    asked = set()
+    for run in runs:
+        try: config, images = (json.loads((store/run/name).read_text(encoding="utf-8"))
+                               for name in ("config.json", "images.json"))
+        except (OSError, ValueError): continue
+        d = config["dataset"]
+        aux = config.get("aux") or default_aux(d) if config["outliers"] == "oe" else ""
+        asked.add((d, aux, *images.get("ood", ())))
+    with listed_once():
+        known = [image_identities(d, aux, ood) for d, aux, *ood in sorted(asked)]
+        usual = [[n for n in ood_suite(d) if have(n)] for d in sorted({a[0] for a in asked})]
+    return json.dumps([known, usual])
 
 # %% ../../nbs/reproduction/85_artifacts.ipynb #a405ffa6
 def outputs_of(
