@@ -101,7 +101,7 @@ class PaperItem:
 
     def name_of(self, run) -> str:
         "What the run store calls a run: PRESET/DATASET/METHOD-OUTLIERS/ipcN/seedS."
-        return str(run.folder.relative_to(self.runs))
+        return str(run.folder.absolute().relative_to(self.runs))
 
 # %% ../../nbs/reproduction/78_items.ipynb #959628e1
 def grid(
