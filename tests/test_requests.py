@@ -95,14 +95,14 @@ OWN = dict(preset="smoke", ipc=1, iterations=1, epochs=1, n_nets=1)
 def test_sets_named_from_one_folder_are_found_from_another(project, monkeypatch, capfd):
     "`ood` and `aux` were kept as typed; `trustdd evaluate` looked for them where it was called."
     for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)):
-        pictures(project/"work"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"))
+        pictures(project/"here"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"))
     (project/"elsewhere").mkdir()
-    monkeypatch.chdir(project/"work")
+    monkeypatch.chdir(project/"here")
     words = [w for k, v in OWN.items() for w in (f"--{k.replace('_', '-')}", str(v))]
     asked = "distill --dataset ./mine --outliers oe --aux extra --ood ./odd,gaussian --out set.safetensors".split()
     assert main([*asked, *words]) == 0
     monkeypatch.chdir(project/"elsewhere")
-    assert main(["evaluate", "../work/set.safetensors", "--out", "result"]) == 0
+    assert main(["evaluate", "../here/set.safetensors", "--out", "result"]) == 0
     assert set(Report.load(project/"elsewhere"/"result").ood["ood"]) == {"odd", "gaussian"} # as a reader calls them
     capfd.readouterr()
 
@@ -249,9 +249,9 @@ def test_large_images_are_announced_with_their_price(project, capfd):
 def test_a_figure_of_ones_own_data(project, monkeypatch, capfd):
     "Only papermill by hand could do it, and not with OOD sets of one's own."
     for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)):
-        pictures(project/"work"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"), n=12)
+        pictures(project/"here"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"), n=12)
     shutil.copytree(PAPER, project/"nbs"/"paper")
-    monkeypatch.chdir(project/"work")
+    monkeypatch.chdir(project/"here")
     words = "--preset smoke --dataset mine --ood odd,uniform --aux extra --iterations 1 --epochs 1 --n-nets 1 --ipc 1".split()
     assert main(["paper", "--only", "tab01", *words]) == 0
     assert not (project/"figures"/"smoke").exists() # where those of the project are
@@ -261,7 +261,7 @@ def test_a_figure_of_ones_own_data(project, monkeypatch, capfd):
     texts = [p.read_text() for p in (*made.glob("tab01.*"), made/"notebooks"/"tab01.ipynb")]
     assert not any(str(project) in text for text in texts)
     exps = [json.loads(p.read_text()) for p in (project/"runs").rglob("config.json")]
-    assert {e["iterations"] for e in exps} == {1} and {e["aux"] for e in exps} == {"", str(project/"work"/"extra")}
+    assert {e["iterations"] for e in exps} == {1} and {e["aux"] for e in exps} == {"", str(project/"here"/"extra")}
     capfd.readouterr()
 
 
