@@ -51,7 +51,7 @@ check: setup ## do notebooks, package and README agree?
 test: export OMP_NUM_THREADS = 1
 ifeq ($(ONLY),)
 test: setup check ## all checks and all tests that need neither a GPU nor unpacked data; ONLY=poe,resume: one chapter, one test file
-	$(BIN)/nbdev_test --flags slow --n_workers 2
+	$(BIN)/python tools/chapters.py slow
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 else
 test: setup
@@ -60,7 +60,7 @@ endif
 
 test-data: export OMP_NUM_THREADS = 1
 test-data: setup ## the tests that need unpacked data as well (data/README.md says which)
-	$(BIN)/nbdev_test --flags "slow data" --n_workers 2
+	$(BIN)/python tools/chapters.py slow data
 
 test-gpu: export OMP_NUM_THREADS = 1
 test-gpu: setup ## the tests that need an NVIDIA GPU as well (without nbdev: python tools/gpu_cells.py)
