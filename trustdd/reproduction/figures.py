@@ -78,6 +78,19 @@ def render(
         fig.savefig(out, format=kind, dpi=dpi, metadata=metadata)
     return out.getvalue()
 
+# %% ../../nbs/reproduction/74_figures.ipynb #b10af1b3
+_HEAVY = 100_000 # bytes
+
+def _shown(fig):
+    "The figure as a notebook shows it: a PNG 90 dots an inch, of few colours where it is heavy."
+    png = render(fig, dpi=90, metadata={"Software": None})
+    if len(png) < _HEAVY: return png
+    from PIL import Image
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(dither=Image.Dither.NONE).save(out, "png")
+    return out.getvalue()
+
+
 # %% ../../nbs/reproduction/74_figures.ipynb #fd008ac5
 @style()
 def subplots(
@@ -90,7 +103,7 @@ def subplots(
     "A figure and its axes (n_rows, n_cols)."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(width, height * n_rows), layout="constrained")
-    fig._repr_png_ = lambda: render(fig, dpi=90, metadata={"Software": None})
+    fig._repr_png_ = lambda: _shown(fig)
     return fig, fig.subplots(n_rows, n_cols, squeeze=False, **share)
 
 # %% ../../nbs/reproduction/74_figures.ipynb #b88e2369
