@@ -12,12 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..core.checks import check_choice, UserError
-from ..core.experiment import Experiment, MAIN, overrides, PRESETS, run_name
+from ..core.experiment import Experiment, MAIN, overrides, PRESETS
 from ..core.storage import runs_root
 from ..distillation.buffers import buffer_name, missing_experts
 from .atlas import ALONE, check_parameters, item_notebooks
 from .cross_architecture import changed, differences, network_folder
-from .run_store import listed
+from .run_store import listed, run_folder
 
 # %% ../../nbs/reproduction/82_plan.ipynb #f93b6e36
 def _declared(
@@ -67,23 +67,23 @@ def plan(
     made = dict(preset=preset, runs={}, networks={}, buffers={}, items={})
     for name in sorted(only or known):
         check_parameters(known[name], given)
-        made["items"][name] = _item(made, name, known[name], given)
+        made["items"][name] = _item(made, name, known[name], given, runs_root(runs))
     return made
 
-def _item(made, name, notebook, given):
+def _item(made, name, notebook, given, store):
     "Enter what a notebook needs into the plan; returns its own entry."
     try: (wanted, networks), problem = _declared(notebook, given), ""
     except Exception as e:
         wanted, networks, problem = [], [], " ".join(str(e).split()) or type(e).__name__
-    needs = [_run(made, exp) for exp in wanted]
-    needs += [_networks(made, exp, changed(exp, **changes)) for exp, changes in networks]
+    needs = [_run(made, exp, store) for exp in wanted]
+    needs += [_networks(made, exp, changed(exp, **changes), store) for exp, changes in networks]
     return dict(notebook=str(notebook.resolve()), needs=list(dict.fromkeys(needs)),
                 alone=name in ALONE, problem=problem)
 
 # %% ../../nbs/reproduction/82_plan.ipynb #b85e1f07
-def _run(made, exp):
+def _run(made, exp, store):
     "Enter a run into the plan; returns the name of its report."
-    name = f"{run_name(exp)}/report.json"
+    name = f"{run_folder(exp, store).relative_to(store)}/report.json"
     needs = [_experts(made, exp)] if exp.method == "mtt" else []
     made["runs"].setdefault(name, dict(words=words(exp), needs=needs))
     return name
@@ -96,11 +96,11 @@ def _experts(made, exp):
         before[name] = dict(experts=exp.experts, words=words(exp), needs=[])
     return name
 
-def _networks(made, exp, other):
+def _networks(made, exp, other, store):
     "Enter other networks on the set of a run into the plan; returns the name of their report."
-    run, changes = _run(made, exp), differences(exp, other)
+    run, changes = _run(made, exp, store), differences(exp, other)
     if not changes: return run
-    name = str(Path(run_name(exp))/network_folder(exp, other)/"report.json")
+    name = str(Path(run).parent/network_folder(exp, other)/"report.json")
     text = ",".join(f"{k}={v}" for k, v in changes.items())
     made["networks"].setdefault(name, dict(words=[*words(exp), "--networks", text], needs=[run]))
     return name
