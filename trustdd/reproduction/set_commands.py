@@ -154,7 +154,7 @@ def _replace_results(report, logits, out):
 @dataclass(frozen=True)
 class Show(Command):
     "Write a picture of a distilled set and its outliers, and open it."
-    file:FileName=MISSING   # a distilled set, NAME.safetensors
+    file:FileName=MISSING   # a distilled set, NAME.safetensors, or a run's folder
     out:str|None=None       # the picture; NAME.png beside the set
     classes:int=10          # columns, at most
     rows:int=10             # images of a class, and outliers of a slot, at most
@@ -163,14 +163,15 @@ class Show(Command):
     def run(self, fields) -> int:
         "Prints where the picture is."
         from trustdd.core.storage import atomic_write
-        from trustdd.data.distilled_set import DistilledSet
+        from trustdd.data.distilled_set import DistilledSet, set_file
         from trustdd.reproduction.figures import render
         from trustdd.reproduction.image_panels import set_picture
         if min(self.classes, self.rows) < 1:
             raise UserError("--classes and --rows must be 1 or more")
         syn = DistilledSet.load(self.file)
-        out = Path(self.out or Path(self.file).with_suffix(".png")).resolve()
-        if out == Path(self.file).resolve():
+        file = set_file(self.file)
+        out = Path(self.out or file.with_suffix(".png")).resolve()
+        if out == file.resolve():
             raise UserError(f"--out {self.out} is the distilled set itself; name a picture")
         fig = set_picture(syn, self.classes, self.rows)
         atomic_write(out, render(fig, metadata={"Software": None}))
