@@ -21,9 +21,10 @@ from ..core.distributed import (
     local_device, log_once, only_main_process_prints, process_group, world_size)
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
+from ..data.plugins import with_plugins
 from ..data.sources import absolute_name
 from .flags import (
-    Command, FileName, check_flags, given, parse, with_experiment)
+    Command, FileName, check_flags, given, parse, typed_plugins, with_experiment)
 
 # %% ../../nbs/reproduction/96_cli.ipynb #d3efb387
 @dataclass(frozen=True)
@@ -219,6 +220,10 @@ def main(
 # %% ../../nbs/reproduction/96_cli.ipynb #5bddf939
 def _run(words, used) -> int:
     "Run the command, `used` seconds after it was typed."
+    with with_plugins(typed_plugins(words)): return _understood(words, used)
+
+def _understood(words, used) -> int:
+    "The same, with the plug-ins loaded."
     commands, name = dict(_COMMANDS), words[0] if words else ""
     if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):
         words = [*words, "--method", "mtt"] # the only method with experts
