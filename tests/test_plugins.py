@@ -1,6 +1,7 @@
 "A file after --plugin is executed in every process of a command, or the command ends in one line."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from trustdd.data import own, plugins
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation import methods
 from trustdd.evaluation.scores import FITTED, SCORES
+from trustdd.reproduction.artifacts import up_to_date
+from trustdd.reproduction.atlas import requested
 from trustdd.reproduction.cli import main
 
 CELLS = json.loads((ROOT/"nbs/guides/own_method.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -34,7 +37,7 @@ def mine(tmp_path):
 @pytest.fixture(autouse=True)
 def registries():
     "What a test registers is gone after it."
-    methods.load_methods()
+    experiment.methods()  # all that is built in
     with (patch.dict(methods._methods), patch.dict(experiment._registered), patch.dict(own._sources), patch.dict(SCORES),
           patch.dict(FITTED), patch.dict(own.CORRUPTIONS), patch.dict(plugins._loaded)): yield
 
@@ -75,10 +78,10 @@ def test_a_broken_plugin_is_one_line(refused, mine, text, said):
     assert line.startswith(f"trustdd: plug-in {mine}, line ") and said in line
 
 
-def test_its_flags_and_its_help_are_those_of_any_method(refused, mine, capsys):
+def test_its_flags_and_its_help_are_those_of_any_method(refused, mine, capfd):
     assert "outer = '3' with method = 'kmeans_centres'" in refused("run", "--plugin", mine, *KM, "--outer", "3")
     with pytest.raises(SystemExit): main(["run", f"--plugin={mine}", "--method", "kmeans_centres", "--help"])
-    assert "rounds" in capsys.readouterr().out
+    assert "rounds" in capfd.readouterr().out
     assert "kmeans_centres" not in os.environ.get("TRUSTDD_PLUGINS", "")
 
 
@@ -190,3 +193,52 @@ def test_workers_and_tests_know_scores_corruptions_and_sets(project, mine, tmp_p
     assert main(["evaluate", str(syn), "--plugin", f"{mine},{both}", "--ood", "half_grey", "--out", str(tmp_path/"out")]) == 0
     assert "margin" in (tmp_path/"out"/"ood.csv").read_text()
     assert "half_grey" in capsys.readouterr().out
+
+
+# --- figures and tables
+
+def test_a_table_shows_a_method_of_ones_own(project, mine, capfd):
+    shutil.copytree(ROOT/"nbs"/"paper", project/"nbs"/"paper")
+    words = "--preset smoke --ipc 1 --iterations 1 --epochs 1 --n-nets 1 --ood gaussian,skimage-text --methods dsa,kmeans_centres"
+    assert main(["paper", "--only", "tab01", "--plugin", str(mine), *words.split()]) == 0
+    made = project/"figures"/"own"/"smoke"
+    rows = (made/"tab01.csv").read_text().splitlines()
+    shares = [sum(row.endswith(f",{m}") for row in rows) for m in ("dsa", "kmeans_centres")]
+    assert rows[0].endswith(",method") and shares[0] == shares[1] > 0 and sum(shares) == len(rows) - 1
+    assert "| kmeans_centres |" in (made/"tab01.md").read_text() and "kmeans_centres-poe" in (made/"tab01.json").read_text()
+    given = json.loads((project/"figures"/"own"/"smoke"/"tab01.json").read_text())
+    assert len(given["runs"]) == 6
+    asked = dict(ipc="1", methods="dsa,kmeans_centres", settings=dict(ood=["gaussian", "skimage-text"], iterations=1, n_nets=1, epochs=1))
+    (item,) = requested("smoke", ["tab01"], None, made, asked).values()
+    with plugins.with_plugins([mine]):
+        assert up_to_date(*item)
+        mine.write_text(KMEANS + "\n")
+        assert not up_to_date(*item)
+    capfd.readouterr()
+
+
+def test_full_has_no_images_per_class(project, capfd):
+    from trustdd.reproduction.plan import plan
+    for item in ("tab01", "fig04", "fig20"):
+        said = plan("smoke", [item], parameters=dict(methods="full"), folder=ROOT/"nbs"/"paper")["items"][item]["problem"]
+        assert said.startswith("methods: full "), said
+
+
+@pytest.mark.parametrize("item, runs", [("tab05", {"dm": 6, "full": 3}), ("fig04", {"dm": 6}), ("fig20", {"dm": 3}), ("tab13", {"dm": 3}),
+                                        ("tab01", {"dm": 6})])
+def test_items_plan_the_runs_of_further_methods(project, item, runs):
+    from trustdd.reproduction.plan import plan
+    made = [plan("smoke", [item], parameters=dict(methods=m), folder=ROOT/"nbs"/"paper") for m in ("", ",".join(["dsa", *runs]))]
+    assert not any(p["items"][item]["problem"] for p in made)
+    more = set(made[1]["runs"]) - set(made[0]["runs"])
+    for method, n in runs.items():
+        both = [name for name in made[1]["runs"] if f"/{method}-" in name]
+        assert len(both) == n and len([name for name in more if f"/{method}-" in name]) == n - (method == "full")
+    assert set(made[0]["runs"]) <= set(made[1]["runs"])
+
+
+def test_commands_for_other_machines_name_the_plugin(mine):
+    from trustdd.core.experiment import Experiment
+    from trustdd.reproduction.plan import words
+    with plugins.with_plugins([mine]): said = words(Experiment(dataset="digits", method="kmeans_centres", iterations=3))
+    assert said[-2:] == ["--plugin", str(mine)] and said[-4:-2] == ["--iterations", "3"]
