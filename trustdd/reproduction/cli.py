@@ -35,6 +35,7 @@ class Paper(Command):
     dataset:str|None=None           # a name or a folder, and any other field of an experiment
     ipc:str|None=None               # images per class, such as 1,10; the preset's
     seeds:str|None=None             # such as 0,1,2; the preset's
+    methods:str|None=None           # further ones in tab01, tab05, tab13, fig04 and fig20
     workers:int|None=None           # runs computed at the same time; one for each core
     runs:str|None=None              # the run store; runs/ in the project
     out:str|None=None               # figures/PRESET in the project; figures/own/… for other data
@@ -69,7 +70,8 @@ class Paper(Command):
 
     def _parameters(self, fields) -> dict:
         "What every notebook is given beside its places."
-        own = {k: getattr(self, k) for k in ("dataset", "ipc", "seeds") if getattr(self, k)}
+        own = {k: getattr(self, k) for k in ("dataset", "ipc", "seeds", "methods")
+               if getattr(self, k)}
         if self.dataset: own["dataset"] = absolute_name("dataset", self.dataset)
         if "ood" in fields:
             fields["ood"] = [absolute_name("ood", n) for n in name_tuple("ood", fields["ood"])]
