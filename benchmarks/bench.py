@@ -29,7 +29,8 @@ from trustdd.networks.batches import training_batches
 from trustdd.networks.compute import check_precision, compiled, in_precision, keep_memory
 from trustdd.networks.parameters import initialise
 from trustdd.networks.training import fit
-from trustdd.distillation.gradient_matching import image_side, images_seen, match_side, outlier_side
+from trustdd.distillation.gradient_matching import image_side, match_side, outlier_side
+from trustdd.distillation.methods import find_method
 from trustdd.distillation.starting_images import real_rows, start
 from trustdd.evaluation.logits import collect_logits
 from trustdd.evaluation.report import report_from_logits
@@ -53,11 +54,12 @@ BESIDE = dict(float32="", bfloat16="-bfloat16") # precision -> what is added to 
 
 # What is measured ---------------------------------------------------------------------------------------------------
 
-def stage(preset, outliers, quick, device):
+def stage(preset, outliers, quick, device, method="dsa"):
     "(experiment, data set, outlier pool, starting state, network) at the preset's sizes, or tiny ones."
-    exp = Experiment(dataset="random-pictures", method="dsa", outliers=outliers, ipc=10, preset=preset)
+    exp = Experiment(dataset="random-pictures", method=method, outliers=outliers, ipc=10, preset=preset)
     if quick: exp = replace(exp, width=exp.width // 8, batch_real=8)
-    if quick and preset == "cifar": exp = replace(exp, iterations=1, epochs=1, outer=1, inner=0) # too little work to compile for
+    if quick and method == "dm": exp = replace(exp, iterations=1) # too little work to compile for
+    elif quick and preset == "cifar": exp = replace(exp, iterations=1, epochs=1, outer=1, inner=0) # likewise
     n = CLASSES * exp.batch_real * 5 // 4
     parts = ((pictures(count, 4, part), torch.arange(count) % CLASSES) for part, count in (("train", n), ("test", 40 if quick else 1000)))
     (images, labels), (test_images, test_labels) = parts
@@ -67,10 +69,11 @@ def stage(preset, outliers, quick, device):
     return exp, data, pool, start(exp, data, pool, device), net
 
 
-def outer(preset, quick, device, precision="float32"):
-    "One outer step of distillation: all classes, then all outlier slots, from the start."
-    exp, data, pool, begin, net = stage(preset, "poe", quick, device)
-    compiled_net, twin = compiled(net, SHAPE, images_seen(exp, CLASSES)), deepcopy(net)
+def outer(preset, quick, device, precision="float32", method="dsa"):
+    "One matching step, of gradients or (dm) of embeddings: all classes, then all outlier slots, from the start."
+    exp, data, pool, begin, net = stage(preset, "poe", quick, device, method)
+    matching, plain_step = find_method(method), plain.embedding_step if method == "dm" else plain.outer_step
+    compiled_net, twin = matching.faster(exp, data, net), deepcopy(net)
     fast = in_precision(compiled_net, precision, device)
     draws = lambda purpose: lambda c: stream(exp.seed, purpose, 0, 0, c)
     whole = data.normalise(data.images, device)
@@ -79,7 +82,7 @@ def outer(preset, quick, device, precision="float32"):
     def ours():
         state = deepcopy(begin)
         for side in (image_side(exp, data, state), outlier_side(exp, pool, state)):
-            match_side(exp, side, net, fast, 0, 0)
+            match_side(exp, side, net, fast, 0, 0, matching.compare)
         return outcome(state.images, state.outliers)
 
     def plainly():
@@ -88,16 +91,18 @@ def outer(preset, quick, device, precision="float32"):
                  (outliers, "omega-outliers", lambda c: corrupted[c], lambda c: plain.outlier_criterion))
         for syn, purpose, real, criterion in sides:
             optimizer = torch.optim.SGD([syn], lr=exp.lr_img, momentum=exp.momentum_img)
-            plain.outer_step(twin, syn, optimizer, real, lambda c: draw(exp.strategy, 1, draws(purpose)(c)), criterion, exp.align_corners)
+            plain_step(twin, syn, optimizer, real, lambda c: draw(exp.strategy, 1, draws(purpose)(c)), criterion, exp.align_corners)
         return outcome(images.detach(), outliers.detach())
 
     def outcome(images, outliers):
         return {"images": images, "outliers": outliers, "step of the images": images - begin.images, "step of the outliers": outliers - begin.outliers}
 
-    name = f"outer-{preset}{BESIDE[precision]}: {CLASSES} classes and {CLASSES} outlier slots, width {exp.width}, batch {exp.batch_real}, IPC {exp.ipc}"
+    name = f"{'dm' if method == 'dm' else 'outer'}-{preset}{BESIDE[precision]}: {CLASSES} classes and {CLASSES} outlier slots, width {exp.width}, batch {exp.batch_real}, IPC {exp.ipc}"
     allowed = {"images": 1e-4, "outliers": 1e-4, "step of the images": 2e-2, "step of the outliers": 2e-2}
     if precision != "float32": allowed = {"images": 1e-2, "outliers": 1e-2, "step of the images": 0.5, "step of the outliers": 0.5}
-    return Case(name, ours, plainly, allowed, work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc)), compiled_net is not net)
+    work = work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc))
+    if method == "dm": work = work_of(net, 2 * CLASSES * (exp.batch_real + 2 * exp.ipc), backward=False) # real images pass forward only
+    return Case(name, ours, plainly, allowed, work, compiled_net not in (net, net.body))
 
 
 def training(preset, outliers, quick, device, precision="float32"):
@@ -178,7 +183,7 @@ def loading(quick, device, scratch):
     return Case(f"load: {what}, {n:,} images", ours, plainly, dict.fromkeys(ours(), 0))
 
 
-CASES = {f"outer-{p}": partial(outer, p) for p in ("paper", "cifar")}
+CASES = {f"outer-{p}": partial(outer, p) for p in ("paper", "cifar")} | {f"dm-{p}": partial(outer, p, method="dm") for p in ("paper", "cifar")}
 CASES |= {f"train-{p}{tail}": partial(training, p, o) for p in ("paper", "cifar") for tail, o in (("", "none"), ("-outliers", "poe"))}
 CASES |= {"outer-paper-bfloat16": partial(outer, "paper", precision="bfloat16"), "train-paper-bfloat16": partial(training, "paper", "none", precision="bfloat16")}
 CASES |= {f"evaluate-{p}": partial(evaluation, p) for p in ("paper", "cifar")} | {"load": loading}

@@ -47,6 +47,20 @@ def outer_step(net, syn, optimizer, real, omega, criterion, align_corners):
     return loss.item()
 
 
+def embedding_step(net, syn, optimizer, real, omega, criterion, align_corners):
+    "The same with squared distances of mean embeddings (DM); `criterion` is not used, and the parameters of `net` are frozen."
+    n_classes = net.head.out_features
+    per, loss = len(syn) // n_classes, torch.tensor(0.0, device=syn.device)
+    for c in range(n_classes):
+        output_real = net.body(augment(real(c), omega(c), align_corners)).detach()
+        output_syn = net.body(augment(syn[c * per:(c + 1) * per], omega(c), align_corners))
+        loss = loss + torch.sum((torch.mean(output_real, dim=0) - torch.mean(output_syn, dim=0)) ** 2)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
 def loader(*tensors, order, batch):
     "Batches of a `TensorDataset`; `order` is a list of row numbers that may be refilled before each epoch."
     return DataLoader(TensorDataset(*tensors), batch_size=batch, sampler=order, num_workers=0)

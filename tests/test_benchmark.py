@@ -53,7 +53,7 @@ def test_every_line_in_tiny_sizes(tmp_path):
     done = script("--quick", "--repeats", 1, "--threads", 1, "--out", tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     got = {r["name"].split(":")[0]: r for r in rows(tmp_path, "latest")}
-    assert {"outer-paper", "outer-paper-bfloat16", "train-paper-bfloat16", "outer-cifar", "train-paper", "evaluate-paper", "load", "trajectory-10", "memory-load", "memory-distill", "memory-evaluate"} <= set(got)
+    assert {"outer-paper", "dm-paper", "dm-cifar", "outer-paper-bfloat16", "train-paper-bfloat16", "outer-cifar", "train-paper", "evaluate-paper", "load", "trajectory-10", "memory-load", "memory-distill", "memory-evaluate"} <= set(got)
     for r in got.values():
         assert {"name", "ours_s", "plain_s", "ratio", "share_of_gemm"} <= set(r)
         assert r["name"].endswith("-bfloat16: not on this processor") if r["ours_s"] is None else r["ours_s"] > 0

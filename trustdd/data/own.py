@@ -36,8 +36,14 @@ def source_hash(
         text = repr([(k, _instructions(c)) for k, c in sorted(codes.items()) if c])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+def _known_by(thing) -> str:
+    "The hash of its source, after the name of the file that it was imported from, if any."
+    module = inspect.getmodule(thing)
+    imported = module and module.__name__ != "__main__" and getattr(module, "__file__", None)
+    return f"{Path(module.__file__).name} {source_hash(thing)}" if imported else source_hash(thing)
+
 # %% ../../nbs/data/20_own.ipynb #6e04cb9d
-_sources = {} # (kind, name) -> (qualified name, hash)
+_sources = {} # (kind, name) -> (qualified name, file and hash)
 
 def remember(
     kind:str,   # method, corruption or score
@@ -54,12 +60,12 @@ def remember(
     before = _sources.get((kind, name), ("", ""))[0]
     if name in taken and before != thing.__qualname__:
         raise UserError(f"{kind} = {name!r} is taken; choose another name")
-    _sources[kind, name] = thing.__qualname__, source_hash(thing)
+    _sources[kind, name] = thing.__qualname__, _known_by(thing)
 
 def recorded(
     **names, # kind -> names of that kind, your own or built-in
 ) -> dict:
-    "dict(own={\"KIND NAME\": hash}) for those that are your own; empty if none is."
+    "dict(own={\"KIND NAME\": file and hash}) for those that are your own; empty if none is."
     asked = [(kind, name) for kind, some in names.items() for name in some]
     found = {" ".join(key): _sources[key][1] for key in asked if key in _sources}
     return dict(own=found) if found else {}

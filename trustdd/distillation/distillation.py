@@ -64,7 +64,7 @@ def save_checkpoint(
     tensors = {k: v for k, v in parts.items() if isinstance(v, torch.Tensor)}
     meta = {k: v for k, v in parts.items() if k not in tensors}
     meta |= dict(experiment=to_dict(exp), threads=torch.get_num_threads(), commit=commit())
-    meta |= _rounding(state.images.device)
+    meta |= _rounding(state.images.device) | own_code(exp)
     write_safetensors(path, tensors, {"checkpoint": json.dumps(meta)})
 
 # %% ../../nbs/distillation/43_distillation.ipynb #ba017870
@@ -85,6 +85,8 @@ def load_checkpoint(
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{path} is no whole checkpoint ({e}); delete it to start over") from None
     check_same_experiment(exp, stored, path)
+    if meta.get("own", {}) != own_code(exp).get("own", {}):
+        raise UserError(f"{path} was begun with another version of your own code; delete it")
     _check_precision(meta.get("precision", "highest"), device, path)
     lost = [k for k, v in parts.items() if v is None]
     if lost:
@@ -234,4 +236,4 @@ def _check_alike(exp, dataset, device):
     "Raise `UserError` unless all processes are about to do the same."
     images = zlib.crc32(dataset.images.cpu().contiguous().numpy())
     require_same(**to_dict(exp), data=dataset.source, images=images, device=device.type,
-                 torch=torch.__version__, trustdd=trustdd.__version__)
+                 torch=torch.__version__, trustdd=trustdd.__version__, **own_code(exp))

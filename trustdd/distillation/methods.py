@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from ..core.checks import check_choice, UserError
 from ..core.experiment import Experiment, Settings, settings
 from ..data.own import remember
+from ..data.plugins import load_plugins
 
 # %% ../../nbs/distillation/33_methods.ipynb #de9b3eb2
 class Method:
@@ -97,11 +98,12 @@ _BUILT_IN = ("trustdd.distillation.gradient_matching", "trustdd.distillation.tra
 _plugins = None # entry points that are still to be loaded; None before they were looked for
 
 def load_methods():
-    "Import the modules that register methods; each plug-in is loaded once."
+    "Import the modules that register methods, and your plug-ins; each is loaded once."
     global _plugins
     for module in _BUILT_IN: import_module(module)
     if _plugins is None: _plugins = list(entry_points(group="trustdd.methods"))
     while _plugins: _load_plugin(_plugins.pop(0))
+    load_plugins()
 
 def _load_plugin(plugin):
     "Import a module of another package; if that fails, warn in one line."

@@ -14,6 +14,7 @@ import trustdd
 from ..core.storage import atomic_write, commit, data_root, project_root, runs_root
 from ..data.availability import have
 from ..data.identity import image_identities, listed_once
+from ..data.plugins import plugin_files
 from ..data.suites import default_aux, ood_suite
 
 # %% ../../nbs/reproduction/85_artifacts.ipynb #bdebe55c
@@ -83,7 +84,7 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
     files = {str(p.relative_to(package)): p for p in sorted(package.rglob("*.py"))}
     store, runs = runs_root(parameters.get("runs")), _described_runs(outputs)
     files |= {f"run {i}": p for i, p in enumerate(_run_files(store, runs))}
-    files |= {p.name: p for p in [*beside, *outputs]}
+    files |= {p.name: p for p in [*beside, *outputs]} | {f"plug-in {p}": p for p in plugin_files()}
     for name, path in files.items(): h.update(f"{name}\0".encode() + path.read_bytes())
     h.update("\0".join((_on_these_images(store, runs), str(data_root()), str(store))).encode())
     h.update(json.dumps(parameters, sort_keys=True).encode())

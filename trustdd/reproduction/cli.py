@@ -21,9 +21,10 @@ from ..core.distributed import (
     local_device, log_once, only_main_process_prints, process_group, world_size)
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
+from ..data.plugins import with_plugins
 from ..data.sources import absolute_name
 from .flags import (
-    Command, FileName, check_flags, given, parse, with_experiment)
+    Command, FileName, check_flags, given, parse, typed_plugins, with_experiment)
 
 # %% ../../nbs/reproduction/96_cli.ipynb #d3efb387
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Paper(Command):
     dataset:str|None=None           # a name or a folder, and any other field of an experiment
     ipc:str|None=None               # images per class, such as 1,10; the preset's
     seeds:str|None=None             # such as 0,1,2; the preset's
+    methods:str|None=None           # further ones in tab01, tab05, tab13, fig04 and fig20
+    controls:str|None=None          # yes or no, in fig05, tab10, tab13; fig05: drawn, those alone
     workers:int|None=None           # runs computed at the same time; one for each core
     runs:str|None=None              # the run store; runs/ in the project
     out:str|None=None               # figures/PRESET in the project; figures/own/… for other data
@@ -68,7 +71,8 @@ class Paper(Command):
 
     def _parameters(self, fields) -> dict:
         "What every notebook is given beside its places."
-        own = {k: getattr(self, k) for k in ("dataset", "ipc", "seeds") if getattr(self, k)}
+        own = {k: getattr(self, k) for k in ("dataset", "ipc", "seeds", "methods", "controls")
+               if getattr(self, k)}
         if self.dataset: own["dataset"] = absolute_name("dataset", self.dataset)
         if "ood" in fields:
             fields["ood"] = [absolute_name("ood", n) for n in name_tuple("ood", fields["ood"])]
@@ -219,6 +223,10 @@ def main(
 # %% ../../nbs/reproduction/96_cli.ipynb #5bddf939
 def _run(words, used) -> int:
     "Run the command, `used` seconds after it was typed."
+    with with_plugins(typed_plugins(words)): return _understood(words, used)
+
+def _understood(words, used) -> int:
+    "The same, with the plug-ins loaded."
     commands, name = dict(_COMMANDS), words[0] if words else ""
     if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):
         words = [*words, "--method", "mtt"] # the only method with experts

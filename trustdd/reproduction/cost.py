@@ -153,13 +153,18 @@ def _stored_bytes(exp, folder, root=None):
 # %% ../../nbs/reproduction/71_cost.ipynb #5c8ae0b8
 def configurations(
     also:dict={},   # further fields, for the experiments that can have them
+    methods=(),     # further methods, such as dm
     **fields,       # of `Experiment`, for all: preset, dataset, ipc, seed
 ) -> dict:
     "Name → experiment: full data, random real images, distilled sets with each kind of outliers."
     def exp(method, **own): return experiment_with(also, method=method, **fields | own)
     full = exp("full", ipc=10) # has no ipc; stored under 10
     sets = {k: exp("dsa", outliers=k) for k in OUTLIERS}
-    return {"full data": full, "random": exp("random"), **sets}
+    found = {"full data": full, "random": exp("random"), **sets}
+    if "full" in methods: raise UserError("methods: full data is there already, without outliers")
+    more = [(m, k) for m in methods for k in OUTLIERS]
+    others = {f"{m} + {k.upper()}".replace(" + NONE", ""): exp(m, outliers=k) for m, k in more}
+    return found | {n: e for n, e in others.items() if e not in found.values()}
 
 # %% ../../nbs/reproduction/71_cost.ipynb #bcfcd98b
 def _rows(exp, folder, iterations, device, root):

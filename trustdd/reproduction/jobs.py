@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..core.checks import UserError
 from ..core.deadline import end_with_parent, install_signal_handlers, OutOfTime
+from ..data.plugins import load_plugins
 
 # %% ../../nbs/reproduction/63_jobs.ipynb #0908cb49
 def processes(
@@ -50,6 +51,7 @@ def _begin(threads, environment):
     os.environ.update(environment)
     install_signal_handlers()
     if threads: torch.set_num_threads(threads)
+    load_plugins()
 
 # %% ../../nbs/reproduction/63_jobs.ipynb #c9ab031a
 def in_processes(

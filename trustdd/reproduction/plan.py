@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from ..core.checks import check_choice, UserError
 from ..core.experiment import Experiment, MAIN, overrides, PRESETS
 from ..core.storage import runs_root
+from ..data.plugins import plugin_files
 from ..distillation.buffers import buffer_name, missing_experts
 from .atlas import ALONE, check_parameters, item_notebooks
 from .cross_architecture import changed, differences, network_folder
@@ -43,6 +44,7 @@ def words(
 ) -> list:
     "The flags of `trustdd run`, `distill` and `buffers` that mean this experiment."
     given = {**{k: getattr(exp, k) for k in MAIN}, **overrides(exp)}
+    if plugin_files(): given["plugin"] = plugin_files()
     return [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", _text(v))]
 
 def _text(value):

@@ -66,6 +66,7 @@ class Reject:
     seed:int|None=None              # of the networks; the experiment's
     device:str="auto"               # auto, cpu, cuda, cuda:1 …
     time_budget:float|None=None     # seconds to stop after, status 75; the same command continues
+    plugin:tuple[str, ...]=()       # Python files with scores of your own
     debug:bool=False                # show the whole traceback of an error
 
     def run(self, fields) -> int:
@@ -188,11 +189,12 @@ def _summary(
 @dataclass(frozen=True)
 class Predict:
     "Answer image files with a class, or with unknown."
-    model:_Name=MISSING     # a model: a file that trustdd reject wrote
-    files:_Names=MISSING    # pictures, or folders of them
-    out:str|None=None   # a table to write, NAME.csv; the answers are printed if none is named
-    device:str="auto"   # auto, cpu, cuda, cuda:1 …
-    debug:bool=False    # show the whole traceback of an error
+    model:_Name=MISSING         # a model: a file that trustdd reject wrote
+    files:_Names=MISSING        # pictures, or folders of them
+    out:str|None=None           # a table to write, NAME.csv; printed if none is named
+    device:str="auto"           # auto, cpu, cuda, cuda:1 …
+    plugin:tuple[str, ...]=()   # Python files with scores of your own
+    debug:bool=False            # show the whole traceback of an error
 
     def run(self, fields) -> int:
         "Prints a summary; status 1 if some files cannot be read."
