@@ -166,6 +166,31 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, rem
         remarks.append(f"evaluated by the recipe of {recipe.upper()}")
     return method or "unknown", recipe, white
 
+# %% ../../nbs/distillation/48_importers.ipynb #e84007db
+def _kept_statistics(got, mean, std):
+    "(mean, std) as given, or as the file holds them."
+    if mean is not None or not got.statistics or len(got.statistics) != 2: return mean, std
+    mean, std = (v.tolist() if isinstance(v, torch.Tensor) else v for v in got.statistics)
+    check_statistics(mean, std)
+    return mean, std
+
+def _statistics(got, dataset, mean, std, zca, remarks):
+    "(mean, std) as given, or as the code or the data set has them; an assumption is remarked."
+    published = got.layout in ("dc", "mtt") and not zca and (
+        got.outliers is None or "outliers" in got.files)
+    mean, std, said = statistics_of(mean, std, dataset, published)
+    if not said and mean is dataset.mean and not zca and got.layout == "arrays":
+        said = "mean and std are the data set's, --mean and --std say otherwise"
+    if said: remarks.append(said)
+    return mean, std
+
+# %% ../../nbs/distillation/48_importers.ipynb #89acf273
+def _made(exp, dataset, got, remarks, **said):
+    "The provenance of an imported set: not made here, from which bytes, and what was assumed."
+    imported = dict(files=_hashes(got.files), index=got.index, note="; ".join(remarks), **said)
+    data = dataset.source + "; the imported images are whitened" * exp.zca
+    return provenance(exp, dataset, "cpu") | dict(device="imported", data=data, imported=imported)
+
 # %% ../../nbs/distillation/48_importers.ipynb #f82f619c
 def import_set(
     file,               # a file, a folder, several, or a pattern such as part_*.npz
@@ -198,17 +223,10 @@ def import_set(
     method, recipe, zca = _identified(got, named, name, method, recipe, soft, outliers, zca, mean,
                                       remarks)
     kind = kind_of_outliers(outliers, got.outliers is not None, first)
-    if mean is None and got.statistics and len(got.statistics) == 2:
-        mean, std = (v.tolist() if isinstance(v, torch.Tensor) else v for v in got.statistics)
-        check_statistics(mean, std)
+    mean, std = _kept_statistics(got, mean, std)
     if not isinstance(dataset, Dataset):
         dataset = _target(name, got, classes, shape, mean, std, root)
-    published = got.layout in ("dc", "mtt") and not zca and (
-        got.outliers is None or "outliers" in got.files)
-    mean, std, said = statistics_of(mean, std, dataset, published)
-    if not said and mean is dataset.mean and not zca and got.layout == "arrays":
-        said = "mean and std are the data set's, --mean and --std say otherwise"
-    if said: remarks.append(said)
+    mean, std = _statistics(got, dataset, mean, std, zca, remarks)
     like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source)
     x, y, rows, out, meaning = _fitting(first, got, like, kind, classes, soft, zca, remarks)
     if got.n > 1 and index is None:
@@ -218,8 +236,6 @@ def import_set(
     if len(out): known["outliers_per_slot"] = max(1, len(out) // len(dataset.classes))
     exp = Experiment(**dict(preset="paper") | recipe_fields(recipe, name) | fields | known)
     for text in remarks: warnings.warn(f"{first.name}: {text}", stacklevel=2)
-    imported = dict(files=_hashes(got.files), index=got.index, note="; ".join(remarks),
-                    method=method, recipe=recipe, claimed=claim, order=meaning)
-    data = dataset.source + "; the imported images are whitened" * zca
-    made = provenance(exp, dataset, "cpu") | dict(device="imported", data=data, imported=imported)
+    made = _made(exp, dataset, got, remarks, method=method, recipe=recipe, claimed=claim,
+                 order=meaning)
     return DistilledSet(x, y, out, dataset.classes, mean, std, made, got.lr, rows)

@@ -54,6 +54,28 @@ def remove_leftovers(
     for name in names:
         for half in Path(folder).glob(f".{name}.*.part"): half.unlink(missing_ok=True)
 
+# %% ../../nbs/distillation/39_trajectories.ipynb #64b280dd
+def _row(f, head, size, i):
+    "The bytes of row `i` of an open file."
+    f.seek(len(head) + 4 * size * i)
+    return f.read(4 * size)
+
+def _whole_rows(path, log, head, size) -> int:
+    "How many rows are there with their checksums; what follows them is cut off."
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    lines, good = text.splitlines(), 0
+    try:
+        with open(path, "rb") as f:
+            if f.read(len(head)) != head: lines = []
+            for line in lines:
+                if unseal(json.loads(line))["crc32"] != zlib.crc32(_row(f, head, size, good)): break
+                good += 1
+    except (OSError, ValueError, KeyError, TypeError): pass
+    if good: os.truncate(path, len(head) + 4 * size * good)
+    else: atomic_write(path, head)
+    atomic_write(log, "".join(line + "\n" for line in lines[:good]))
+    return good
+
 # %% ../../nbs/distillation/39_trajectories.ipynb #71e297f0
 class TrajectoryWriter:
     "The growing file of an expert: continues after its whole rows, and is renamed in the end."
@@ -69,34 +91,14 @@ class TrajectoryWriter:
         remove_leftovers(folder, self.path.name, self.log.name)
         self.rows, self.size = epochs + 1, size
         self.head = _header(self.rows, size, about)
-        self.done = self._count_whole_rows()
+        self.done = _whole_rows(self.path, self.log, self.head, size)
         self._finish()
-
-    def _row(self, f, i):
-        "The bytes of row `i` of an open file."
-        f.seek(len(self.head) + 4 * self.size * i)
-        return f.read(4 * self.size)
-
-    def _count_whole_rows(self) -> int:
-        "How many rows are there with their checksums; what follows them is cut off."
-        text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
-        lines, good = text.splitlines(), 0
-        try:
-            with open(self.path, "rb") as f:
-                if f.read(len(self.head)) != self.head: lines = []
-                for line in lines:
-                    if unseal(json.loads(line))["crc32"] != zlib.crc32(self._row(f, good)): break
-                    good += 1
-        except (OSError, ValueError, KeyError, TypeError): pass
-        if good: os.truncate(self.path, len(self.head) + 4 * self.size * good)
-        else: atomic_write(self.path, self.head)
-        atomic_write(self.log, "".join(line + "\n" for line in lines[:good]))
-        return good
 
     def last(self) -> torch.Tensor:
         "The parameters of the last whole row (P,)."
         with open(self.path if self.done < self.rows else self.final, "rb") as f:
-            return torch.frombuffer(bytearray(self._row(f, self.done - 1)), dtype=torch.float32)
+            return torch.frombuffer(bytearray(_row(f, self.head, self.size, self.done - 1)),
+                                    dtype=torch.float32)
 
     def append(self,
         theta:torch.Tensor, # (P,) parameters after one more epoch

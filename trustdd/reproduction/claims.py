@@ -184,13 +184,10 @@ def table_notes(
 ) -> str:
     "What bold and the dagger mean in the table, for its caption."
     over, kin = frame.attrs["over"], frame.attrs["kin"]
-    bold = ("bold: AUROC above each other one of its block with a 95% interval of the difference "
-            f"that excludes 0 ({over}); other metrics are not marked")
+    bold = f"bold: AUROC above the others of its block, with 95% intervals above 0 ({over})"
     if over.startswith("no interval"): bold = f"nothing is bold ({over})"
     whose = "; ".join(f"{', '.join(sets)} to {o.upper()}" for o, sets in kin.items())
-    dagger = (f"; †: kin to outliers ({whose}): never bold, and left out where means are compared"
-              if kin else "")
-    return bold + dagger
+    return bold + f"; †: kin to outliers ({whose})" * bool(kin)
 
 # %% ../../nbs/reproduction/80_claims.ipynb #7c92bc32
 def ood_traced(

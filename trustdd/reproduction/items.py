@@ -89,15 +89,7 @@ class PaperItem:
     def experiments(self, **fields) -> list: # fields of `Experiment`; a list is each of its values
         "Experiments for every combination of the lists, over all seeds (and all `ipc`)."
         usual = {"preset": self.preset, "dataset": self.dataset, "ipc": list(self.ipc)}
-        return grid(self._added(fields), **{**usual, **fields, "seed": list(self.seeds)})
-
-    def _added(self, fields):
-        "The settings, which take the place of the OOD and auxiliary sets of `fields`."
-        wrong = [k for k in self.settings if k in fields and k not in ("ood", "aux")]
-        if wrong: raise UserError(f"settings: {self.name} chooses {', '.join(wrong)} itself")
-        if not (names := name_tuple("ood", self.settings.get("ood", ()))): return self.settings
-        own = [n for n in fields.get("ood", ()) if n.startswith("corrupted-")]
-        return self.settings | dict(ood=[*names, *own])
+        return grid(_added(self, fields), **{**usual, **fields, "seed": list(self.seeds)})
 
     def name_of(self, run) -> str:
         "What the run store calls a run: PRESET/DATASET/METHOD-OUTLIERS/ipcN/seedS."
@@ -111,6 +103,14 @@ def grid(
     "One experiment for each combination of the values given as lists."
     rows = itertools.product(*(v if isinstance(v, list) else [v] for v in fields.values()))
     return [experiment_with(also, **dict(zip(fields, row))) for row in rows]
+
+def _added(item, fields):
+    "The item's settings, which take the place of the OOD and auxiliary sets of `fields`."
+    wrong = [k for k in item.settings if k in fields and k not in ("ood", "aux")]
+    if wrong: raise UserError(f"settings: {item.name} chooses {', '.join(wrong)} itself")
+    if not (names := name_tuple("ood", item.settings.get("ood", ()))): return item.settings
+    own = [n for n in fields.get("ood", ()) if n.startswith("corrupted-")]
+    return item.settings | dict(ood=[*names, *own])
 
 _SETTINGS = sorted({k for m in methods() for k in field_names(m)} - set(MAIN))
 
@@ -180,7 +180,7 @@ class Verdict:
         return f"The claim {'was ' * (self.held is None)}{WORDS[self.held]}"
 
     def __str__(self): return f"{self.short}: {self.numbers}"
-    def _repr_markdown_(self): return f"**{self.short}:** {self.numbers}\n\n*Claim.* {self.claim}"
+    def _repr_markdown_(self): return f"*Claim.* {self.claim}\n\n**{self.short}.** {self.numbers}"
 
 # %% ../../nbs/reproduction/78_items.ipynb #628f7063
 def verdict(item:PaperItem, claim:str, held, numbers:str) -> Verdict:

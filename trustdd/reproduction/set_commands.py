@@ -68,6 +68,13 @@ class Import(Command):
         print(f"{syn!r}", *card, imported["order"], *notes, out, sep="\n")
         return 0
 
+# %% ../../nbs/reproduction/94_set_commands.ipynb #362d1bf0
+def _with_epochs(syn, epochs):
+    "The set, whose experiment says so many epochs of training; as it is if None."
+    if epochs is None: return syn
+    exp = to_dict(replace(syn.experiment, epochs=epochs))
+    return replace(syn, provenance=syn.provenance | dict(experiment=exp))
+
 # %% ../../nbs/reproduction/94_set_commands.ipynb #a23132c5
 @dataclass(frozen=True)
 class Evaluate(Work):
@@ -94,7 +101,8 @@ class Evaluate(Work):
         if self.time_budget and not self.out:
             raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
         _check_ours(self.file)
-        syn = self._recipe(broadcast_from_rank0(lambda: DistilledSet.load(self.file)))
+        syn = broadcast_from_rank0(lambda: DistilledSet.load(self.file))
+        syn = _with_epochs(syn, self.epochs)
         with main_process_first():
             syn = _as_the_data_set_counts(syn, self.dataset)
             resolve_eval_data(syn, self.dataset, self.ood) # refused early
@@ -112,11 +120,6 @@ class Evaluate(Work):
         if self.diagnose:
             for trial in diagnose(syn, nets, self.dataset, self.device): print(trial)
         return 0
-
-    def _recipe(self, syn):
-        if self.epochs is None: return syn
-        exp = to_dict(replace(syn.experiment, epochs=self.epochs))
-        return replace(syn, provenance=syn.provenance | dict(experiment=exp))
 
 # %% ../../nbs/reproduction/94_set_commands.ipynb #0dfd9dfb
 def _check_ours(file):
