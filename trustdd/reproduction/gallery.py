@@ -44,7 +44,7 @@ ABOUT = {
     "quick": "Scanned digits, a small network, minutes on a laptop.",
     "cifar": "CIFAR-10 with a smaller network and fewer iterations than published, on a CPU.",
     "long": "As `cifar`, distilled for longer.",
-    "paper": "The method as published, on a GPU.",
+    "paper": "The method as published; on a GPU, or on a CPU at one image per class.",
 }
 
 # %% ../../nbs/reproduction/87_gallery.ipynb #9d54e9d6

@@ -16,6 +16,7 @@ import torch
 from ..core.checks import UserError
 from ..core.distributed import broadcast_from_rank0, require_same, world_size
 from ..core.experiment import check_same_experiment, data_name, Experiment, to_dict
+from ..core.randomness import pick_device
 from ..core.storage import digest, read_safetensors, write_safetensors
 from ..data.dataset import Dataset
 from ..data.distilled_set import DistilledSet
@@ -215,7 +216,7 @@ def distill_by_sides(
         if side in found: continue
         with torch_threads(_threads_of(found)):
             found[side] = _distilled_side(exp, side, dataset, runs, device, root, **options)
-    return _joined(exp, dataset, found, device, root)
+    return _joined(exp, dataset, found, pick_device(device), root)
 
 def _threads_of(found):
     "Of the side that is there, or torch's."
