@@ -1,17 +1,23 @@
 """The user's own folders: nothing becomes a class that is none, nothing vanishes without a word, and what cannot
 be used is refused in one line that names the place."""
+import hashlib
 import os
+import shutil
 import socket
+import tarfile
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from pytorch_ood.dataset.img import textures
 
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment
 from trustdd.data import catalog, readers
+from trustdd.data.availability import have
 from trustdd.data.catalog import load_aux, load_dataset, load_ood, outside_source
+from trustdd.data.identity import outside_identity
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -263,3 +269,61 @@ def test_a_whole_experiment_with_own_data(project):
         exp = Experiment("./mine", outliers="poe", preset="smoke", ipc=1, iterations=1)
         syn = distill(exp, device="cpu", progress=False)
     assert syn.classes == ("cat", "dog") and syn.shape == (3, 16, 16)
+
+
+# --- downloads
+
+class Interrupted(BaseException): "Ctrl-C, or a power cut."
+
+
+@pytest.fixture
+def interrupt_after(project, monkeypatch):
+    "pytorch-ood's Textures with an archive of 30 pictures; unpacking stops after as many as the list that this yields says."
+    archive, stops = project/"server"/"textures.tar.gz", []
+    for i in range(30): picture(project/"server"/"dtd"/"images"/("dotted", "woven")[i % 2]/f"{i}.png", i)
+    with tarfile.open(archive, "w:gz") as t: t.add(project/"server"/"dtd", "dtd")
+    def fetched(url, root, filename, md5):
+        with tarfile.open(shutil.copy(archive, os.path.join(root, filename))) as t:
+            for m in [m for m in t if m.isfile()]:
+                if stops and stops[0] == 0: stops.clear(); raise Interrupted
+                t.extract(m, root, filter="data")
+                if stops: stops[0] -= 1
+    monkeypatch.setattr(textures, "download_and_extract_archive", fetched)
+    monkeypatch.setattr(textures.Textures, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return stops
+
+
+@pytest.mark.parametrize("pictures", [0, 7, 29])
+def test_an_interrupted_download_is_no_data_set(project, interrupt_after, pictures):
+    "7 of 30 pictures with the archive beside them were the data set from then on."
+    interrupt_after.append(pictures)
+    with pytest.raises(Interrupted): load_ood("textures", (3, 16, 16))
+    assert not have("textures")
+    assert len(load_ood("textures", (3, 16, 16))) == 30 and have("textures")
+    assert [p.name for p in (project/"data"/".download").iterdir() if not p.name.endswith(".lock")] == ["textures"]
+
+
+def test_a_half_that_is_there_already_is_refused(project, interrupt_after):
+    "As an older version has left it; its decoded images are not taken either, nor their identity."
+    load_ood("textures", (3, 16, 16))
+    whole = outside_identity("textures", "test", (3, 16, 16))
+    for one in (project/"data"/".download").rglob("woven/*.png"): one.unlink()
+    line = refusal(load_ood, "textures", (3, 16, 16))
+    assert "textures holds 15 of the 30 files in textures-r1_0_1.tar.gz" in line and "delete it" in line
+    refusal(outside_identity, "textures", "test", (3, 16, 16))
+    shutil.rmtree(project/"data"/".download"/"textures")
+    assert len(load_ood("textures", (3, 16, 16))) == 30
+    assert outside_identity("textures", "test", (3, 16, 16)) == whole
+
+
+def test_decoded_images_of_a_download_follow_its_files(project, interrupt_after):
+    "They were stamped with the word download, and stayed whatever became of the files."
+    load_ood("textures", (3, 16, 16))
+    before = outside_identity("textures", "test", (3, 16, 16))
+    there = project/"data"/".download"/"textures"
+    for name in ("textures-r1_0_1.tar.gz", "dtd/images/woven/1.png"): assert (there/name).is_file()
+    with tarfile.open(there/"textures-r1_0_1.tar.gz", "w:gz") as t: t.add(there/"dtd"/"images"/"dotted", "dtd/images/dotted")
+    textures.Textures.tgz_md5 = hashlib.md5((there/"textures-r1_0_1.tar.gz").read_bytes()).hexdigest() # another edition
+    shutil.rmtree(there/"dtd"/"images"/"woven")
+    assert len(load_ood("textures", (3, 16, 16))) == 15
+    assert outside_identity("textures", "test", (3, 16, 16)) != before
