@@ -361,7 +361,7 @@ def test_broken_report(capfd):
     "The list goes on; whoever wants the numbers is told which file is broken."
     folder = begun()
     (folder/"report.json").write_text("{")
-    assert main(["list"]) == 0 and capfd.readouterr().out.startswith("damaged")
+    assert main(["list"]) == 0 and capfd.readouterr().out.splitlines()[1].startswith("damaged")
     run = load_or_run(Experiment(dataset="digits", **FIELDS), "runs")
     with pytest.raises(UserError, match="report.json.*not a report"): run.report
 

@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'decode', 'to_channels', 'to_shape', 'Split', 'cached_split', 'read_tree']
 
 # %% ../../nbs/data/13_readers.ipynb #7a2333fe
-import json, os, warnings, zlib
+import json, os, sys, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -139,7 +139,15 @@ def cached_split(
     meta = dict(stamp=stamp, crc32=crc, classes=json.dumps(split.classes))
     try: write_safetensors(path, dict(images=split.images, labels=split.labels), meta)
     except UserError as e: warnings.warn(f"decoded images are not kept for the next time: {e}")
+    else: _say_size(split.images.numel(), path.parent)
     return split
+
+def _say_size(n_bytes, folder):
+    "Tell on the error stream what a large copy takes."
+    if n_bytes < 2**28: return
+    total = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    print(f"kept {n_bytes / 1e9:.1f} GB of decoded images in {folder}, which has "
+          f"{total / 1e9:.1f} GB by now; it may be deleted at any time", file=sys.stderr)
 
 # %% ../../nbs/data/13_readers.ipynb #7892c3e5
 def _check_colours(images, folder):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core.checks import UserError
 from .names import (
-    DOWNLOADS, EMBEDDED, IMAGENET_SUBSETS, resolve_name, SELECTIONS)
+    DOWNLOADS, EMBEDDED, IMAGENET_SUBSETS, is_path, resolve_name, SELECTIONS)
 
 # %% ../../nbs/data/11_sources.ipynb #86b10f39
 def _entries(folder):
@@ -66,7 +66,7 @@ _REDUCED = dict(textures="dtd64", places365="places64", lsun="lsun64",
 def find_folder(name:str, root:Path) -> tuple[Path | None, tuple[str, ...]]:
     "The folder of the set or path `name`, or None; and the class folders to use, all if empty."
     path = Path(name).expanduser()
-    if "/" in name or os.sep in name:
+    if is_path(name):
         if not path.is_dir(): raise UserError(f"folder {name} does not exist")
         return path.resolve(), ()
     for n in filter(None, (name, _REDUCED.get(name))):
@@ -82,7 +82,9 @@ def absolute_name(
 ) -> str:
     "A path, or a folder that is found here by its name, as an absolute path; other names as is."
     if not isinstance(name, str): raise UserError(f"{field} = {name!r} must be a text")
-    if "/" in name or os.sep in name: return str(Path(name).expanduser().resolve())
+    if is_path(name):
+        path, size = re.fullmatch(r"(\.{1,2})(@\d+)|(?:.*)", name, re.DOTALL).groups("")
+        return str(Path(path or name).expanduser().resolve()) + size
     if not Path(name.split("@")[0]).is_dir(): return name
     try:
         plain, root, size = resolve_name(name)

@@ -220,6 +220,7 @@ def main(
 def _run(words, used) -> int:
     "Run the command, `used` seconds after it was typed."
     commands, name = dict(_COMMANDS), words[0] if words else ""
+    if odd := [w for w in words if "\0" in w]: raise UserError(f"{odd[0]!r} holds a zero byte")
     if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):
         words = [*words, "--method", "mtt"] # the only method with experts
     if name in _EXPERIMENT:
