@@ -303,6 +303,12 @@ def test_wheel_holds_the_package_and_its_notebooks(tmp_path):
     notebooks = {f"trustdd/paper/{p.name}" for p in (ROOT/"nbs"/"paper").glob("[a-z]*.*")}
     assert len(notebooks) > 30 and held == {p.relative_to(ROOT).as_posix() for p in files} | notebooks
     assert SETTINGS["console_scripts"] in entry.replace(" = ", "=")
+    with zipfile.ZipFile(wheel) as z: z.extractall(tmp_path/"site")
+    (tmp_path/"user").mkdir() # no clone
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTDD_")} | {"PYTHONPATH": str(tmp_path/"site")}
+    asked = [sys.executable, "-m", "trustdd", "paper", "--preset", "smoke", "--only", "fig02,tab05", "--list-runs"]
+    said = subprocess.run(asked, cwd=tmp_path/"user", env=env, capture_output=True, text=True)
+    assert said.returncode == 0 and said.stdout.startswith("trustdd run ") and not list((tmp_path/"user").iterdir()), said
 
 
 # --- the command line

@@ -18,6 +18,7 @@ from trustdd.data import catalog, readers
 from trustdd.data.availability import have
 from trustdd.data.catalog import load_aux, load_dataset, load_ood, outside_source
 from trustdd.data.identity import outside_identity
+from trustdd.data.pixels import as_pixels
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -146,6 +147,24 @@ def test_no_program_is_started_for_a_picture(project, monkeypatch):
     (project/"mine"/"dog"/"0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n")
     monkeypatch.setattr("subprocess.Popen", None)
     assert "cannot read image" in refusal(load_dataset, "./mine")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("door", ["an OOD set", "an auxiliary set", "a set of pictures to import", "a picture", "a device as a picture"])
+def test_a_pipe_at_every_door(project, door):
+    "None of them waits for somebody to write into it."
+    tree(project/"mine")
+    os.mkfifo(project/"mine"/"dog"/"pipe.png")
+    if door in ("an OOD set", "an auxiliary set"):
+        load, part = (load_ood, "test") if door == "an OOD set" else (load_aux, "train")
+        assert len(load("./mine", (3, 16, 16))) == 10 and "1 pipe" in outside_source("./mine", (3, 16, 16), part=part)
+    if door == "a set of pictures to import":
+        from trustdd.distillation.importers import import_set
+        assert len(import_set("mine", dataset="digits", shape=("3", "16", "16"), classes=("cat", "dog"), recipe="dsa", zca=False, preset="smoke",
+                              mean=("0.5",) * 3, std=("0.5",) * 3).images) == 10
+    if "picture" in door and "import" not in door:
+        path = project/"mine"/"dog"/"pipe.png" if door == "a picture" else "/dev/zero"
+        assert "no regular file" in refusal(as_pixels, [str(path)], (3, 16, 16))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..core.checks import UserError
+from ..core.experiment import absolute_path
 from .names import (
     DOWNLOADS, EMBEDDED, IMAGENET_SUBSETS, is_path, resolve_name, SELECTIONS)
 
@@ -82,9 +83,7 @@ def absolute_name(
 ) -> str:
     "A path, or a folder that is found here by its name, as an absolute path; other names as is."
     if not isinstance(name, str): raise UserError(f"{field} = {name!r} must be a text")
-    if is_path(name):
-        path, size = re.fullmatch(r"(\.{1,2})(@\d+)|(?:.*)", name, re.DOTALL).groups("")
-        return str(Path(path or name).expanduser().resolve()) + size
+    if is_path(name): return absolute_path(name)
     if not Path(name.split("@")[0]).is_dir(): return name
     try:
         plain, root, size = resolve_name(name)
@@ -106,6 +105,8 @@ def _formats():
 # %% ../../nbs/data/11_sources.ipynb #5dfef7ff
 def open_image(path) -> Image.Image:
     "The image in a file, not yet decoded; of the usual formats also one with a wrong ending."
+    if os.path.exists(path) and not os.path.isfile(path): # opening a pipe would wait for ever
+        raise UserError("it is no regular file")
     expected = _formats().get(Path(path).suffix.lower(), _USUAL[0])
     return Image.open(path, formats=(expected, *_USUAL))
 
