@@ -143,7 +143,8 @@ class List(Command):
         rows = stored(self.runs)
         if rows: print(f"{'state':9} accuracy  AUROC  run")
         for r in rows:
-            print(f"{r['state']:9} {_number(r, 'accuracy'):>8} {_number(r, 'auroc'):>6}  {r['folder']}")
+            accuracy, auroc = (_number(r, key) for key in ("accuracy", "auroc"))
+            print(f"{r['state']:9} {accuracy:>8} {auroc:>6}  {r['folder']}")
         for b in stored_buffers(runs_root(self.runs)):
             more = f", {b['begun']} more begun" if b["begun"] else ""
             print(f"experts   {b['experts']:>6}  {b['folder']}  {b['epochs']} epochs each, "
