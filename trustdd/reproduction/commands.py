@@ -88,6 +88,7 @@ class Run(Stored):
         print(f"{_result(run.report)}\n{run.folder}")
         return 0
 
+# %% ../../nbs/reproduction/93_commands.ipynb #c7505ce4
 def _changes(words) -> dict:
     "Fields and values from a text such as model=lenet,width=64."
     found, plain = {}, Experiment()
