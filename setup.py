@@ -3,6 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).resolve().parent
 config = ConfigParser(delimiters=["="])
@@ -11,7 +12,18 @@ s = config["DEFAULT"]
 readme = here/"README.md"
 long_description = readme.read_text(encoding="utf-8") if readme.exists() else s["description"]
 
+class WithNotebooks(build_py):
+    "The package, and in it the notebooks of figures and tables, which a clone has in nbs/paper."
+    def run(self):
+        super().run()
+        to = Path(self.build_lib)/s["lib_path"]/"paper"
+        for file in () if self.editable_mode else sorted((here/"nbs"/"paper").glob("[!.]*.*")):
+            self.mkpath(str(to))
+            self.copy_file(str(file), str(to/file.name))
+
+
 setup(
+    cmdclass=dict(build_py=WithNotebooks),
     name=s["lib_name"],
     version=s["version"],
     description=s["description"],

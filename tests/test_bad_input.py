@@ -361,7 +361,7 @@ def test_broken_report(capfd):
     "The list goes on; whoever wants the numbers is told which file is broken."
     folder = begun()
     (folder/"report.json").write_text("{")
-    assert main(["list"]) == 0 and capfd.readouterr().out.startswith("damaged")
+    assert main(["list"]) == 0 and capfd.readouterr().out.splitlines()[1].startswith("damaged")
     run = load_or_run(Experiment(dataset="digits", **FIELDS), "runs")
     with pytest.raises(UserError, match="report.json.*not a report"): run.report
 
@@ -414,6 +414,22 @@ def test_unknown_parameter_of_a_notebook(atlas, project):
 
 def test_a_project_without_notebooks(refused):
     assert "no notebooks" in refused("paper", "--preset", "smoke")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"preset": "smoke"}'], ids=["empty", "cut", "a list", "no verdict"])
+def test_a_description_that_is_none_is_named(project, capfd, text):
+    "The item failed with the words of the JSON reader, and no file's name; the others are told of all the same."
+    folder = project/"nbs"/"paper"
+    folder.mkdir(parents=True)
+    notebook(folder/"fig01_good.ipynb", GOOD)
+    notebook(folder/"fig02_cut.ipynb", GOOD.replace('json.dumps(dict(verdict="The claim held: 1 > 0", preset=preset))', repr(text)))
+    assert main(["paper", "--preset", "smoke", "--no-page"]) == 1
+    out = capfd.readouterr().out
+    assert "fig01  made. The claim held" in out and "1 of 2 made" in out
+    assert f"fig02  FAILED: {project/'figures'/'smoke'/'fig02.json'} is no description" in out
+    (project/"figures"/"smoke"/"fig01.json").write_text(text) # of one that was made before: it is made again
+    notebook(folder/"fig02_cut.ipynb", GOOD)
+    assert main(["paper", "--preset", "smoke", "--no-page"]) == 0 and "2 of 2 made" in capfd.readouterr().out
 
 
 # --- the same from a shell

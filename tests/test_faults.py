@@ -215,7 +215,121 @@ def test_no_page_of_others_is_replaced(project, capfd):
     assert write_gallery(project/"mine") == page # its own is replaced
 
 
+@pytest.mark.parametrize("option", ["--runs", "--out", "--plan"])
+def test_an_empty_place_is_none(refused, option):
+    "It stood for the project's own folder, without a word."
+    words = {"--runs": ["list"], "--out": ["distill", *SMALL], "--plan": ["paper", "--preset", "smoke"]}[option]
+    assert f"{option} '' names nothing" in refused(*words, option, "")
+
+
+@pytest.mark.parametrize("words", [["list", "--runs"], ["distill", *SMALL, "--runs"], ["distill", *SMALL, "--out"], ["evaluate"], ["gallery", "--figures"],
+                                   ["paper", "--out"], ["distill", "--ood"], ["distill", "--dataset"], ["show"], ["explain", "x", "mean"]], ids=" ".join)
+def test_a_name_with_a_zero_byte(refused, words):
+    "The system's own words, \"embedded null byte\", with status 1."
+    assert "zero byte" in refused(*words, "a\0b")
+
+
+@pytest.mark.parametrize("words", [["list", "--runs"], ["distill", *SMALL, "--runs"], ["show"], ["gallery", "--figures"], ["distill", *SMALL[2:], "--dataset"],
+                                   ["distill", *SMALL, "--outliers", "oe", "--aux"], ["compare"]], ids=" ".join)
+def test_a_name_that_is_too_long(refused, words): refused(*words, "a" * 300)
+
+
+@pytest.mark.parametrize("name, below", [("..", "mine/cat"), (".", "mine"), ("../", "mine/cat"), ("..@8", "mine/cat")])
+def test_the_folder_above_is_a_data_set_with_a_name(project, monkeypatch, name, below):
+    "`..` was looked for in the data folder, and its runs were put beside the store's presets."
+    import numpy as np
+    from PIL import Image
+    for i in range(8):
+        (project/"mine"/("cat", "dog")[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(project/"mine"/("cat", "dog")[i % 2]/f"{i}.png")
+    monkeypatch.chdir(project/below)
+    assert main(["distill", *SMALL[2:], "--dataset", name, "--runs", str(project/"runs"), "--out", str(project/"set.safetensors")]) == 0
+    assert DistilledSet.load(project/"set.safetensors").shape == (3, 8, 8) if "@" in name else (3, 16, 16)
+    config, = (project/"runs").rglob("config.json")
+    assert json.loads(config.read_text())["dataset"] == str(project/"mine") + "@8" * ("@" in name)
+    parts = config.relative_to(project/"runs").parts
+    assert len(parts) == 6 and parts[0] == "smoke" and parts[1].startswith("mine")
+
+
+@pytest.mark.parametrize("words", [["distill", *SMALL[:-4], "--ood", "skimage-text"], ["distill", *SMALL, "--outliers", "oe"], ["evaluate"]], ids=["OOD", "auxiliary", "usual sets"])
+def test_without_scikit_image(made, project, monkeypatch, refused, words):
+    "An attribute of None was missed."
+    from trustdd.data import catalog, embedded
+    from trustdd.reproduction.cli import main
+    if words == ["evaluate"]:
+        assert main(["distill", *SMALL[:-4], "--device", "cpu", "--out", "usual.safetensors"]) == 0
+        words = ["evaluate", "usual.safetensors"]
+    for cache in (embedded._patches, catalog._outside): cache.cache_clear()
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    assert "scikit-image, which is not installed; install scikit-image" in refused(*words)
+
+
+def test_one_network_has_no_spread_and_one_image_no_auroc(made, project, capfd, refused):
+    "It was given as ± 0.0 over 1 networks; an OOD set of one image as 50.0 ± 70.7."
+    import numpy as np
+    from PIL import Image
+    capfd.readouterr()
+    for words in (["run", *SMALL], ["evaluate", made, "--device", "cpu"]):
+        assert main([str(w) for w in words]) == 0
+        out = capfd.readouterr().out
+        assert "1 network" in out and "±" not in out and "networks" not in out and "nan" not in out
+    assert main(["run", *SMALL, "--n-nets", "2"]) == 0
+    assert "(2 networks)" in (out := capfd.readouterr().out) and out.count("±") == 2
+    (project/"odd").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((8, 8), 9, dtype=np.uint8) + np.eye(8, k=i, dtype=np.uint8)).save(project/"odd"/f"{i}.png")
+        if i == 0: assert "ood = 'odd' has a single image" in refused("evaluate", made, "--ood", "./odd", here=project/"odd")
+    assert main(["evaluate", str(made), "--ood", "./odd", "--device", "cpu"]) == 0
+
+
+def test_the_list_says_what_is_there(made, project, capfd):
+    "A finished distillation was called begun; there was no header, and no AUROC."
+    assert main(["run", *SMALL, "--seed", "1"]) == 0
+    assert main(["run", *SMALL, "--seed", "2", "--ood", "skimage-text"]) == 0
+    capfd.readouterr()
+    assert main(["list"]) == 0
+    head, *rows = capfd.readouterr().out.splitlines()
+    assert head.split() == ["state", "accuracy", "AUROC", "run"]
+    assert [row.split()[0] for row in rows] == ["distilled", "finished", "finished"]
+    cells = [row.split()[1:3] for row in rows]
+    assert cells[0] == ["–", "–"] and cells[1][1] == "–" and 0 <= float(cells[1][0]) <= 100 and 0 < float(cells[2][1]) <= 100
+    assert {row.index("smoke/") for row in rows} == {head.index("run")}
+
+
+# --- parts of a run that are gone
+
+@pytest.mark.parametrize("lost", ["report.json", "report.json ood.csv", "report.json logits.safetensors", "report.json distilled.safetensors log.jsonl",
+                                  "report.json scores.safetensors", "report.json config.json images.json"])
+def test_what_is_made_again_has_its_keys_in_the_same_order(project, one_commit, lost):
+    "The keys of report.json came in another order when the set had been read from its file."
+    words = ["run", *SMALL, "--outliers", "poe", "--runs", "runs"]
+    assert main(words) == 0
+    folder = next((project/"runs").rglob("report.json")).parent
+    def kept(): return {k: v for k, v in content(folder).items() if not k.startswith(".")}
+    before = kept()
+    for name in lost.split(): (folder/name).unlink(missing_ok=True)
+    assert main(words) == 0
+    after = kept()
+    assert set(after) == set(before)
+    def order(x): return [(k, order(v)) for k, v in x.items()] if isinstance(x, dict) else [order(v) for v in x] if isinstance(x, list) else ""
+    assert order(json.loads(after["report.json"])) == order(json.loads(before["report.json"])) # values are equal but for seconds
+    for name in ("config.json", "images.json", "log.jsonl", "ood.csv"): assert after[name] == before[name]
+
+
 # --- signals and processes
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("more", [[], ["--select", "best_on_test"]], ids=["last", "best on test"])
+def test_a_training_without_a_folder_hears_a_signal(made, project, how, more):
+    "It was deaf until the second one: nothing is kept, so nothing looked at the clock."
+    child = start("evaluate", made, "--device", "cpu", "--epochs", "1000000", *more, cwd=project)
+    while "epoch/s" not in child.stderr.read(40): assert child.poll() is None
+    child.send_signal(getattr(signal, how))
+    _, err = child.communicate(timeout=30)
+    line = err.splitlines()[-1]
+    assert child.returncode == 75 and "asked to stop" in line and "not kept" in line and "Traceback" not in err, err
+    assert {p.name for p in project.iterdir()} == {"settings.ini", "runs", "set.safetensors"}
+
 
 def of_session(number):
     "The processes of a session, but for those that have ended."

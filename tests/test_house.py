@@ -284,10 +284,12 @@ def test_versions_agree():
     assert f"## {SETTINGS['version']}" in (ROOT/"CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_wheel_holds_the_package_and_nothing_else(tmp_path):
+def test_wheel_holds_the_package_and_its_notebooks(tmp_path):
+    "And nothing else: not the chapters, no figures, no tests."
     source = tmp_path/"source"
     source.mkdir()
     shutil.copytree(PACKAGE, source/"trustdd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT/"nbs"/"paper", source/"nbs"/"paper", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in "setup.py pyproject.toml settings.ini MANIFEST.in LICENSE README.md".split():
         if (ROOT/name).exists(): shutil.copy(ROOT/name, source)
     how = ["--no-isolation"] if find_spec("setuptools") else []
@@ -298,8 +300,15 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
         held = {n for n in z.namelist() if ".dist-info/" not in n}
         entry = z.read(f"trustdd-{SETTINGS['version']}.dist-info/entry_points.txt").decode()
     files = {p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert held == {p.relative_to(ROOT).as_posix() for p in files}
+    notebooks = {f"trustdd/paper/{p.name}" for p in (ROOT/"nbs"/"paper").glob("[a-z]*.*")}
+    assert len(notebooks) > 30 and held == {p.relative_to(ROOT).as_posix() for p in files} | notebooks
     assert SETTINGS["console_scripts"] in entry.replace(" = ", "=")
+    with zipfile.ZipFile(wheel) as z: z.extractall(tmp_path/"site")
+    (tmp_path/"user").mkdir() # no clone
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTDD_")} | {"PYTHONPATH": str(tmp_path/"site")}
+    asked = [sys.executable, "-m", "trustdd", "paper", "--preset", "smoke", "--only", "fig02,tab05", "--list-runs"]
+    said = subprocess.run(asked, cwd=tmp_path/"user", env=env, capture_output=True, text=True)
+    assert said.returncode == 0 and said.stdout.startswith("trustdd run ") and not list((tmp_path/"user").iterdir()), said
 
 
 # --- the command line

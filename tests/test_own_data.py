@@ -1,17 +1,24 @@
 """The user's own folders: nothing becomes a class that is none, nothing vanishes without a word, and what cannot
 be used is refused in one line that names the place."""
+import hashlib
 import os
+import shutil
 import socket
+import tarfile
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from pytorch_ood.dataset.img import textures
 
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment
 from trustdd.data import catalog, readers
+from trustdd.data.availability import have
 from trustdd.data.catalog import load_aux, load_dataset, load_ood, outside_source
+from trustdd.data.identity import outside_identity
+from trustdd.data.pixels import as_pixels
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -143,6 +150,24 @@ def test_no_program_is_started_for_a_picture(project, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("door", ["an OOD set", "an auxiliary set", "a set of pictures to import", "a picture", "a device as a picture"])
+def test_a_pipe_at_every_door(project, door):
+    "None of them waits for somebody to write into it."
+    tree(project/"mine")
+    os.mkfifo(project/"mine"/"dog"/"pipe.png")
+    if door in ("an OOD set", "an auxiliary set"):
+        load, part = (load_ood, "test") if door == "an OOD set" else (load_aux, "train")
+        assert len(load("./mine", (3, 16, 16))) == 10 and "1 pipe" in outside_source("./mine", (3, 16, 16), part=part)
+    if door == "a set of pictures to import":
+        from trustdd.distillation.importers import import_set
+        assert len(import_set("mine", dataset="digits", shape=("3", "16", "16"), classes=("cat", "dog"), recipe="dsa", zca=False, preset="smoke",
+                              mean=("0.5",) * 3, std=("0.5",) * 3).images) == 10
+    if "picture" in door and "import" not in door:
+        path = project/"mine"/"dog"/"pipe.png" if door == "a picture" else "/dev/zero"
+        assert "no regular file" in refusal(as_pixels, [str(path)], (3, 16, 16))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_pipes_sockets_and_devices_are_not_opened(project):
     "Reading from the pipe would wait for ever."
     for part in ("train", "test"): tree(project/"mine"/part)
@@ -263,3 +288,61 @@ def test_a_whole_experiment_with_own_data(project):
         exp = Experiment("./mine", outliers="poe", preset="smoke", ipc=1, iterations=1)
         syn = distill(exp, device="cpu", progress=False)
     assert syn.classes == ("cat", "dog") and syn.shape == (3, 16, 16)
+
+
+# --- downloads
+
+class Interrupted(BaseException): "Ctrl-C, or a power cut."
+
+
+@pytest.fixture
+def interrupt_after(project, monkeypatch):
+    "pytorch-ood's Textures with an archive of 30 pictures; unpacking stops after as many as the list that this yields says."
+    archive, stops = project/"server"/"textures.tar.gz", []
+    for i in range(30): picture(project/"server"/"dtd"/"images"/("dotted", "woven")[i % 2]/f"{i}.png", i)
+    with tarfile.open(archive, "w:gz") as t: t.add(project/"server"/"dtd", "dtd")
+    def fetched(url, root, filename, md5):
+        with tarfile.open(shutil.copy(archive, os.path.join(root, filename))) as t:
+            for m in [m for m in t if m.isfile()]:
+                if stops and stops[0] == 0: stops.clear(); raise Interrupted
+                t.extract(m, root, filter="data")
+                if stops: stops[0] -= 1
+    monkeypatch.setattr(textures, "download_and_extract_archive", fetched)
+    monkeypatch.setattr(textures.Textures, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return stops
+
+
+@pytest.mark.parametrize("pictures", [0, 7, 29])
+def test_an_interrupted_download_is_no_data_set(project, interrupt_after, pictures):
+    "7 of 30 pictures with the archive beside them were the data set from then on."
+    interrupt_after.append(pictures)
+    with pytest.raises(Interrupted): load_ood("textures", (3, 16, 16))
+    assert not have("textures")
+    assert len(load_ood("textures", (3, 16, 16))) == 30 and have("textures")
+    assert [p.name for p in (project/"data"/".download").iterdir() if not p.name.endswith(".lock")] == ["textures"]
+
+
+def test_a_half_that_is_there_already_is_refused(project, interrupt_after):
+    "As an older version has left it; its decoded images are not taken either, nor their identity."
+    load_ood("textures", (3, 16, 16))
+    whole = outside_identity("textures", "test", (3, 16, 16))
+    for one in (project/"data"/".download").rglob("woven/*.png"): one.unlink()
+    line = refusal(load_ood, "textures", (3, 16, 16))
+    assert "textures holds 15 of the 30 files in textures-r1_0_1.tar.gz" in line and "delete it" in line
+    refusal(outside_identity, "textures", "test", (3, 16, 16))
+    shutil.rmtree(project/"data"/".download"/"textures")
+    assert len(load_ood("textures", (3, 16, 16))) == 30
+    assert outside_identity("textures", "test", (3, 16, 16)) == whole
+
+
+def test_decoded_images_of_a_download_follow_its_files(project, interrupt_after):
+    "They were stamped with the word download, and stayed whatever became of the files."
+    load_ood("textures", (3, 16, 16))
+    before = outside_identity("textures", "test", (3, 16, 16))
+    there = project/"data"/".download"/"textures"
+    for name in ("textures-r1_0_1.tar.gz", "dtd/images/woven/1.png"): assert (there/name).is_file()
+    with tarfile.open(there/"textures-r1_0_1.tar.gz", "w:gz") as t: t.add(there/"dtd"/"images"/"dotted", "dtd/images/dotted")
+    textures.Textures.tgz_md5 = hashlib.md5((there/"textures-r1_0_1.tar.gz").read_bytes()).hexdigest() # another edition
+    shutil.rmtree(there/"dtd"/"images"/"woven")
+    assert len(load_ood("textures", (3, 16, 16))) == 15
+    assert outside_identity("textures", "test", (3, 16, 16)) != before

@@ -300,7 +300,7 @@ def test_list_shows_experts(experts, capfd):
     capfd.readouterr()
     assert main(["list"]) == 0
     out = capfd.readouterr().out
-    assert "begun" in out and f"{run_name(EXP)}" in out and re.search(r"experts +2 ", out)
+    assert re.search(f"distilled +– +–  {run_name(EXP)}", out) and re.search(r"experts +2 ", out)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"fields": 3}', "{}"])

@@ -88,6 +88,14 @@ def test_a_setting_that_there_is_not(snakemake):
     assert "prest" in child.communicate()[0] and child.returncode
 
 
+@pytest.mark.parametrize("setting", ["runs=2024_01", "out=1_000", "runs=1e3"])
+def test_a_path_that_was_read_as_a_number(snakemake, setting):
+    "The runs went into a folder 202401."
+    child = snakemake("fig02", "--dry-run", "--cores", "1", settings=[setting])
+    said = child.communicate()[0]
+    assert child.returncode and f"write the path so that it is one, such as {setting.split('=')[0]}=./NAME" in said
+
+
 # --- a cluster
 
 NODE = """ClusterName=one

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'OUTLIERS', 'MAIN', 'Settings', 'settings', 'methods', 'settings_of', 'Request', 'Experiment',
-           'field_names', 'check_field', 'experiment_with', 'to_dict', 'from_dict', 'check_same_experiment',
-           'overrides', 'data_name', 'run_name']
+           'absolute_path', 'field_names', 'check_field', 'experiment_with', 'to_dict', 'from_dict',
+           'check_same_experiment', 'overrides', 'data_name', 'run_name']
 
 # %% ../../nbs/core/07_experiment.ipynb #7e26be9c
 import hashlib, json, os
@@ -113,6 +113,14 @@ class Experiment(Request):
         raise AttributeError(f"an experiment of method {method!r} has no {name!r}")
 
 # %% ../../nbs/core/07_experiment.ipynb #0f2974ad
+def absolute_path(
+    folder:str, # perhaps with @SIZE
+) -> str:
+    "The folder as seen from everywhere, with its @SIZE."
+    dots, at, size = folder.partition("@")
+    if dots in (".", ".."): return absolute_path(f"{dots}/") + at + size
+    return str(Path(folder).expanduser().resolve())
+
 def _main_fields(dataset, method, outliers, ipc, seed, preset) -> dict:
     "The six main fields, checked."
     check_choice("preset", preset, PRESETS)
@@ -121,9 +129,9 @@ def _main_fields(dataset, method, outliers, ipc, seed, preset) -> dict:
     check_int("ipc", ipc, 1)
     check_int("seed", seed, 0)
     dataset = PRESETS[preset] if dataset is None else dataset
-    if not dataset or not isinstance(dataset, str):
+    if not dataset or not isinstance(dataset, str) or "\0" in dataset:
         raise UserError(f"dataset = {dataset!r} must be a name or a folder")
-    if "/" in dataset: dataset = str(Path(dataset).expanduser().resolve())
+    if "/" in dataset or dataset.split("@")[0] in (".", ".."): dataset = absolute_path(dataset)
     return dict(zip(MAIN, (dataset, method, outliers, ipc, seed, preset)))
 
 # %% ../../nbs/core/07_experiment.ipynb #2967051d

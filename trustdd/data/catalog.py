@@ -13,7 +13,8 @@ import torch
 from ..core.checks import UserError
 from .dataset import Dataset, from_splits, from_tensors, stratify
 from .embedded import embedded_images, scanned_digits, subjects
-from .readers import download, read_tree, Split, to_shape
+from .downloads import download, download_stamp
+from .readers import read_tree, Split, to_shape
 from .names import DOWNLOADS, EMBEDDED, is_known, resolve_name, SELECTIONS, unknown
 from .own import is_own, own_images
 from .sources import find_folder, list_images, split_folders
@@ -53,9 +54,9 @@ def _read_part(name, part, side, root, check=None):
 
 # %% ../../nbs/data/15_catalog.ipynb #8b279a4d
 def _stamp(name, root):
-    "A fingerprint of the files behind `name`; empty if it is no folder."
+    "A fingerprint of the files behind `name`; empty if there are none."
     folder, keep = find_folder(name, root)
-    if not folder: return ""
+    if not folder: return download_stamp(root/".download"/name)
     stamps = [list_images(f, keep).stamp for f in sorted(split_folders(folder).values())]
     return "".join((f"{folder} ", *stamps)) # two folders of one name may look alike
 

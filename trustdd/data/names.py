@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'EMBEDDED', 'IMAGENET_SUBSETS', 'SELECTIONS', 'Selection', 'known', 'unknown', 'resolve_name',
-           'plain_name', 'short_name', 'is_known', 'by_hand']
+           'plain_name', 'is_path', 'short_name', 'is_known', 'by_hand']
 
 # %% ../../nbs/data/10_names.ipynb #96406bc3
 import os, re
@@ -134,9 +134,14 @@ def plain_name(dataset):
     name = str(dataset).lower().split("@")[0]
     return _ALIASES.get(name, name)
 
+def is_path(name:str) -> bool:
+    "Is it the place of a folder, not a name? `UserError` if it can be neither."
+    if "\0" in name: raise UserError(f"{name!r} holds a zero byte; no file has such a name")
+    return "/" in name or os.sep in name or name.split("@")[0] in (".", "..")
+
 def short_name(name:str) -> str:
     "What a set is called in results: a folder by its own name, if that means no other set."
-    if "/" not in name and os.sep not in name: return name
+    if not is_path(name): return name
     own = Path(name).name
     return f"{own}-{digest(name)}" if is_known(own) or own.startswith("corrupted-") else own
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..core.checks import UserError
+from ..core.experiment import absolute_path
 from .names import (
-    DOWNLOADS, EMBEDDED, IMAGENET_SUBSETS, resolve_name, SELECTIONS)
+    DOWNLOADS, EMBEDDED, IMAGENET_SUBSETS, is_path, resolve_name, SELECTIONS)
 
 # %% ../../nbs/data/11_sources.ipynb #86b10f39
 def _entries(folder):
@@ -66,7 +67,7 @@ _REDUCED = dict(textures="dtd64", places365="places64", lsun="lsun64",
 def find_folder(name:str, root:Path) -> tuple[Path | None, tuple[str, ...]]:
     "The folder of the set or path `name`, or None; and the class folders to use, all if empty."
     path = Path(name).expanduser()
-    if "/" in name or os.sep in name:
+    if is_path(name):
         if not path.is_dir(): raise UserError(f"folder {name} does not exist")
         return path.resolve(), ()
     for n in filter(None, (name, _REDUCED.get(name))):
@@ -82,7 +83,7 @@ def absolute_name(
 ) -> str:
     "A path, or a folder that is found here by its name, as an absolute path; other names as is."
     if not isinstance(name, str): raise UserError(f"{field} = {name!r} must be a text")
-    if "/" in name or os.sep in name: return str(Path(name).expanduser().resolve())
+    if is_path(name): return absolute_path(name)
     if not Path(name.split("@")[0]).is_dir(): return name
     try:
         plain, root, size = resolve_name(name)
@@ -104,6 +105,8 @@ def _formats():
 # %% ../../nbs/data/11_sources.ipynb #5dfef7ff
 def open_image(path) -> Image.Image:
     "The image in a file, not yet decoded; of the usual formats also one with a wrong ending."
+    if os.path.exists(path) and not os.path.isfile(path): # opening a pipe would wait for ever
+        raise UserError("it is no regular file")
     expected = _formats().get(Path(path).suffix.lower(), _USUAL[0])
     return Image.open(path, formats=(expected, *_USUAL))
 

@@ -21,6 +21,8 @@ from .report import mean_std
 from ..networks.training import train
 
 # %% ../../nbs/evaluation/62_diagnosis.ipynb #efba81a4
+_SPREAD = "{:.1f}", "{:.1f} ± {:.1f}" # of one network, of several
+
 def claim_interval(
     claimed:dict,   # mean, std (or None) and source, in percent
     accuracies,     # measured, one per network, in percent
@@ -38,7 +40,7 @@ def compare_with_claim(
     "(a line with both accuracies or \"\" without a claim, a warning or \"\")."
     claimed = syn.provenance.get("imported", {}).get("claimed")
     if not claimed: return "", ""
-    here = "{:.1f} ± {:.1f} %".format(*mean_std(accuracies))
+    here = _SPREAD[len(accuracies) > 1].format(*mean_std(accuracies)) + " %"
     low, high = claim_interval(claimed, accuracies)
     line = f"accuracy claimed by its authors {claimed_text(claimed)}, here {here}"
     if low <= mean(accuracies) <= high: return line, ""
@@ -55,7 +57,8 @@ class Trial:
 
     def __str__(self):
         how = f"  ({self.how})" if self.how else ""
-        return "{:5.1f} ± {:.1f}".format(*mean_std(self.accuracies)) + f"  {self.what}{how}"
+        seen = _SPREAD[len(self.accuracies) > 1].format(*mean_std(self.accuracies))
+        return f"{seen:>11}  {self.what}{how}"
 
 def _accuracies(nets, dataset, norm, device):
     right = [(predict(net, dataset.test_images, norm, device=device).argmax(1)

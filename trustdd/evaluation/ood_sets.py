@@ -86,6 +86,9 @@ def load_ood_sets(
             if shared[name] and not ood: continue # one of the usual sets
             images[name] = load_ood(asked, dataset.shape, root)
             sources[name] = outside_source(asked, dataset.shape, root)
+    for name in (name for name, x in images.items() if len(x) == 1):
+        raise UserError(f"ood = {name!r} has a single image; an AUROC needs two or more, and "
+                        "says something from about fifty on")
     _check_overlap(images, sources, dataset)
     for name in (n for n in images if shared.get(n)):
         raise UserError(f"ood = {name!r} has classes of the data ({', '.join(shared[name][:5])}); "

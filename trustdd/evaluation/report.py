@@ -218,7 +218,7 @@ def _title(report):
     method = "-".join(e[k] for k in ("method", "outliers") if e.get(k))
     words = [report.sources["in"]["name"], method or e.get("model", ""),
              f"ipc {e['ipc']}" if "ipc" in e else "",
-             f"{report.n_nets} networks" + _other_networks(report),
+             f"{report.n_nets} network{'s' * (report.n_nets > 1)}" + _other_networks(report),
              epoch[report.select] if method or "model" not in e else ""]
     return ", ".join(filter(None, words))
 
@@ -236,8 +236,8 @@ def _lines(report, score):
 def _summary(report, score) -> str:
     check_choice("score", score, next(iter(report.ood_values.values())))
     head, lines, values = f"OOD by {score}, %", list(_lines(report, score)), report.ood_values
-    width = 2 + max(len(name) for name in (head, *(name for name, _ in lines)))
-    def cell(mean_and_std): return "{:.1f} ± {:.1f}".format(*mean_and_std)
+    width = 2 + max(map(len, (head, *(name for name, _ in lines))))
+    def cell(pair): return ("{:.1f} ± {:.1f}" if report.n_nets > 1 else "{:.1f}").format(*pair)
     def line(name, cells): return f"{name:<{width}}" + "".join(f"{c:>14}" for c in cells)
     quality = (f"accuracy {cell(mean_std(report.accuracy))} %, "
                f"calibration error {cell(report.calibration['ece'])} %, "

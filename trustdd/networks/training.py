@@ -151,7 +151,8 @@ def train(
     about = describe_training(exp, seed, model, data.lr, snapshots, *data.pixels) if keep else None
     checkpoints = TrainingCheckpoints(keep, about, every)
     mine = shard(n_nets)
-    bar = tqdm(total=len(mine) * exp.epochs, desc=f"training {n_nets} networks", unit="epoch",
+    what = f"training {n_nets} network{'s' * (n_nets > 1)}"
+    bar = tqdm(total=len(mine) * exp.epochs, desc=what, unit="epoch",
                disable=not (progress and is_main_process()))
     with bar, arithmetic(device), stop_together():
         wanted = _kept_epochs(exp.epochs, snapshots)

@@ -6,14 +6,15 @@
 __all__ = ['describe_training', 'TrainingCheckpoints']
 
 # %% ../../nbs/networks/31_training_checkpoints.ipynb #206e9375
-import json, time, zlib
+import json, math, time, zlib
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..core.checks import UserError
-from ..core.deadline import mark_progress, out_of_time, StepTimer
+from ..core.deadline import (
+    mark_progress, out_of_time, OutOfTime, seconds_left, StepTimer)
 from ..core.experiment import Experiment, to_dict
 from ..core.storage import read_safetensors, write_safetensors
 
@@ -110,8 +111,11 @@ class TrainingCheckpoints:
         total:int,          # epochs that it is to have in the end
         seconds:float, net:nn.Module, optimiser, snapshots=(),
     ):
-        "Save the network if that is due; raises `OutOfTime` if there is no time for another epoch."
-        if not self.folder: return
+        "Save the network if that is due; `OutOfTime` if there is no time for another epoch."
+        if not self.folder:
+            if seconds_left() > -math.inf: return
+            raise OutOfTime(f"asked to stop with {epochs} of {total} epochs of network {k + 1} "
+                            "done; they are not kept, since no folder was given")
         late = not self.timer.next()
         due = epochs and time.monotonic() - self.written >= self.every
         if late or due: self.save(k, epochs, seconds, net, optimiser, snapshots)

@@ -17,16 +17,17 @@ from ..core.deadline import (
 from ..core.experiment import PRESETS
 from ..core.randomness import pick_device
 from ..core.storage import project_root, runs_root, writable
-from .artifacts import keep_executed, outputs_of, stamp, up_to_date
+from .artifacts import (
+    keep_executed, notebooks_folder, outputs_of, stamp, up_to_date)
 from .execution import execute
 from .jobs import cores, processes
 
 # %% ../../nbs/reproduction/86_atlas.ipynb #32745559
 def item_notebooks(
-    folder=None, # of the notebooks; nbs/paper if None
+    folder=None, # of the notebooks; those of the project, or of the package, if None
 ) -> dict:
     "Name → notebook for every figure and table."
-    folder = Path(folder or project_root()/"nbs"/"paper")
+    folder = Path(folder or notebooks_folder())
     found = {p.stem.split("_")[0]: p for p in sorted(folder.glob("[!.]*.ipynb"))}
     if not found:
         raise UserError(f"no notebooks in {folder}; run this inside the project, "
@@ -187,7 +188,14 @@ def outcome_lines(
             last = [l for l in str(how).strip().splitlines() if l.strip()] or [type(how).__name__]
             text = f"FAILED: {last[-1][:300]}"
         else:
-            facts = json.loads((Path(out)/f"{name}.json").read_text(encoding="utf-8"))
-            text = f"{how}. {facts['verdict']}"
+            try: text = f"{how}. {_verdict(Path(out)/f'{name}.json')}"
+            except UserError as e: failed, text = failed + 1, f"FAILED: {e}"
         lines.append(f"{name}  {text}")
     return lines, failed
+
+def _verdict(file):
+    "The verdict in a description."
+    try: return json.loads(file.read_text(encoding="utf-8"))["verdict"]
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise UserError(f"{file} is no description of a figure or table ({e}); delete it, and "
+                        "make it again") from None

@@ -228,6 +228,7 @@ def _run(words, used) -> int:
 def _understood(words, used) -> int:
     "The same, with the plug-ins loaded."
     commands, name = dict(_COMMANDS), words[0] if words else ""
+    if odd := [w for w in words if "\0" in w]: raise UserError(f"{odd[0]!r} holds a zero byte")
     if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):
         words = [*words, "--method", "mtt"] # the only method with experts
     if name in _EXPERIMENT:

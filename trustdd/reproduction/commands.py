@@ -6,7 +6,7 @@
 __all__ = ['Distill', 'Run', 'Buffers', 'List']
 
 # %% ../../nbs/reproduction/93_commands.ipynb #55e03b87
-import sys
+import math, sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,7 @@ class Run(Stored):
         print(f"{_result(run.report)}\n{run.folder}")
         return 0
 
+# %% ../../nbs/reproduction/93_commands.ipynb #c7505ce4
 def _changes(words) -> dict:
     "Fields and values from a text such as model=lenet,width=64."
     found, plain = {}, Experiment()
@@ -99,9 +100,12 @@ def _changes(words) -> dict:
     return found
 
 def _result(report) -> str:
-    accuracy = "{:.1f} ± {:.1f}%".format(report.accuracy_mean, report.accuracy_std)
-    auroc = "{:.1f} ± {:.1f}%".format(*report.mean_auroc())
-    over = f"over near and far sets ({report.n_nets} networks)"
+    group = "mean" if report.groups["mean"] else "noise"
+    sets, n = dict(mean="near and far sets", noise="sets of noise")[group], report.n_nets
+    form = "{:.1f} ± {:.1f}%" if n > 1 else "{:.1f}%" # one network has no spread
+    accuracy = form.format(report.accuracy_mean, report.accuracy_std)
+    auroc = form.format(*report.mean_over_sets(group=group))
+    over = f"over {sets} ({n} network{'s' * (n > 1)})"
     return f"accuracy {accuracy}, mean AUROC {auroc} {over}"
 
 # %% ../../nbs/reproduction/93_commands.ipynb #0173d96f
@@ -138,10 +142,15 @@ class List(Command):
             for kind, names in known().items(): print(f"{kind}: {', '.join(names)}")
             return 0
         rows = stored(self.runs)
-        for r in rows: print(f"{r['state']:9} {r.get('accuracy', '–')!s:>6}  {r['folder']}")
+        if rows: print(f"{'state':9} accuracy  AUROC  run")
+        for r in rows:
+            accuracy, auroc = (_number(r, key) for key in ("accuracy", "auroc"))
+            print(f"{r['state']:9} {accuracy:>8} {auroc:>6}  {r['folder']}")
         for b in stored_buffers(runs_root(self.runs)):
             more = f", {b['begun']} more begun" if b["begun"] else ""
             print(f"experts   {b['experts']:>6}  {b['folder']}  {b['epochs']} epochs each, "
                   f"{b['bytes'] / 1e6:.1f} MB{more}")
         if not rows: print(f"no runs in {runs_root(self.runs)}")
         return 0
+
+def _number(row, key): return f"{x:.2f}" if (x := row.get(key, math.nan)) == x else "–"

@@ -156,7 +156,8 @@ def _reference_of(e, entrants):
 def _text(value):
     "A cell: 36.4 ± 0.8, 3.2, or a dash."
     if value is None: return "–"
-    if isinstance(value, (tuple, list)): return "{:.1f} ± {:.1f}".format(*value)
+    if isinstance(value, (tuple, list)):
+        return ("{:.1f} ± {:.1f}" if value[1] else "{:.1f}").format(*value)
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 def _csv(rows) -> str:

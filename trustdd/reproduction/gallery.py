@@ -16,7 +16,7 @@ from urllib.parse import quote
 from ..core.checks import UserError
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
-from .artifacts import made_when
+from .artifacts import made_when, notebooks_folder
 
 # %% ../../nbs/reproduction/87_gallery.ipynb #c4d941e1
 VERDICT_WORDS = {True: "held", False: "did not hold", None: "not tested"}
@@ -98,11 +98,11 @@ def page_folder(
 
 # %% ../../nbs/reproduction/87_gallery.ipynb #3e84562a
 def notebooks(
-    folder=None, # nbs/paper of the project if None
+    folder=None, # those of the project, or of the package, if None
 ) -> dict:
     "Name of the entry → (its notebook, the notebook's first heading)."
     found = {}
-    for path in sorted(Path(folder or project_root()/"nbs"/"paper").glob("[!.]*.ipynb")):
+    for path in sorted(Path(folder or notebooks_folder()).glob("[!.]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         heading = re.search(r"^# (.+)$", text, re.M)

@@ -19,6 +19,7 @@ from ..evaluation.image_scores import Scores
 from ..evaluation.logits import Logits
 from ..evaluation.report import mean_std, Report
 from ..evaluation.scores import METRICS, SCORES
+from .artifacts import notebooks_folder
 from .cells import Cell, find_cell, is_end, rows_of, STATISTICS
 from .run_store import stored_experiment
 
@@ -176,8 +177,8 @@ def _why_not(cell, behind, values):
 # %% ../../nbs/reproduction/89_provenance.ipynb #84d2275c
 def _literature(cell):
     "What the table of published accuracies says of the row's method, as lines."
-    table = project_root()/"nbs"/"paper"/"published.csv"
-    key = dict(cell.fields) | {"dataset": cell.about.get("dataset", "")}
+    table, key = notebooks_folder()/"published.csv", dict(cell.fields)
+    key["dataset"] = cell.about.get("dataset", "")
     found = [r for r in (rows_of(table) if table.exists() else [])
              if all(r[k] == key.get(k) for k in ("dataset", "method", "ipc"))]
     return [f"{r['accuracy']}{r['std'] and ' ± ' + r['std']}, {r['source']} "
@@ -222,8 +223,8 @@ def _run_lines(source, values):
     lines = [f"    {_short(source.folder)}", f"      {', '.join(facts)}; {files}"]
     if not values: return lines
     own = values(source.report)
-    (mean, std), each = mean_std(own), " ".join(f"{x:.6g}" for x in own)
-    return [*lines, f"      {mean:.6g} ± {std:.3g} over {len(own)} networks: {each}"]
+    (mean, std), n, each = mean_std(own), len(own), " ".join(f"{x:.6g}" for x in own)
+    return [*lines, f"      {mean:.6g}" + f" ± {std:.3g} over {n} networks: {each}" * (n > 1)]
 
 # %% ../../nbs/reproduction/89_provenance.ipynb #cc51fcbf
 def _short(path):
@@ -233,8 +234,7 @@ def _short(path):
 
 def _notebooks(cell):
     "The entry's notebook, and the executed one."
-    name = cell.file.stem
-    found = sorted((project_root()/"nbs"/"paper").glob(f"{name}_*.ipynb"))
+    name, found = cell.file.stem, sorted(notebooks_folder().glob(f"{cell.file.stem}_*.ipynb"))
     return [_short(p) for p in (*found, cell.file.parent/"notebooks"/f"{name}.ipynb") if p.exists()]
 
 def _data(cell, behind):

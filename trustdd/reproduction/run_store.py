@@ -231,20 +231,19 @@ _LISTED = ("preset", "dataset", "method", "outliers", "ipc", "seed")
 def stored(
     runs=None, # the store's folder
 ) -> list:
-    "A dictionary for each run: folder, main fields, state, and accuracy if it is finished."
+    "A dictionary for each run: folder, main fields, state; accuracy and AUROC if finished."
     runs = runs_root(runs)
     return [_row(config.parent, runs) for config in sorted(runs.rglob("config.json"))]
 
 def _row(folder, runs):
-    "The state is finished, running, begun or damaged."
-    row, accuracy, state = {}, {}, "running" if in_use(folder) else "begun"
+    "The state is finished, running, distilled, begun or damaged."
+    made = "distilled" if (folder/"distilled.safetensors").exists() else "begun"
+    row, state = {}, "running" if in_use(folder) else made
     try:
         config = json.loads((folder/"config.json").read_text(encoding="utf-8"))
         row = {k: v for k, v in config.items() if k in _LISTED}
-    except (OSError, AttributeError, ValueError): state = "damaged"
-    if (folder/"report.json").exists():
-        try:
-            accuracy = dict(accuracy=round(Report.load(folder).accuracy_mean, 2))
-            state = "finished"
-        except UserError: state = "damaged"
-    return dict(row, **accuracy, state=state, folder=str(folder.relative_to(runs)))
+        if (folder/"report.json").exists():
+            r, state = Report.load(folder), "finished"
+            row |= dict(accuracy=round(r.accuracy_mean, 2), auroc=round(r.mean_auroc()[0], 2))
+    except (OSError, AttributeError, ValueError): state = "damaged" # a UserError is a ValueError
+    return dict(row, state=state, folder=str(folder.relative_to(runs)))
