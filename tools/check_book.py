@@ -149,7 +149,7 @@ def in_browser(site, program, pictures):
 
 
 WORD = "trajectory"
-SHOWN = ("index.html", "nbs/00_tour.html", "nbs/distillation/36_gradient_matching.html", "figures/quick/notebooks/fig02.html",
+SHOWN = ("index.html", "nbs/00_tour.html", "nbs/distillation/38_gradient_matching.html", "figures/quick/notebooks/fig02.html",
          "figures/quick/notebooks/tab01.html", "api/core.checks.html", "results/quick.html", "docs/references.html")
 
 if __name__ == "__main__":
