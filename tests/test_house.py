@@ -308,7 +308,7 @@ def test_wheel_holds_the_package_and_its_notebooks(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTDD_")} | {"PYTHONPATH": str(tmp_path/"site")}
     asked = [sys.executable, "-m", "trustdd", "paper", "--preset", "smoke", "--only", "fig02,tab05", "--list-runs"]
     said = subprocess.run(asked, cwd=tmp_path/"user", env=env, capture_output=True, text=True)
-    assert said.returncode == 0 and said.stdout.startswith("trustdd run ") and not list((tmp_path/"user").iterdir()), said
+    assert said.returncode == 0 and "trustdd run " in said.stdout and not list((tmp_path/"user").iterdir()), said
 
 
 # --- the command line
