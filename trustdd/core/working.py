@@ -6,13 +6,25 @@
 __all__ = ['WORKING', 'working_folder', 'remove_working']
 
 # %% ../../nbs/core/04_working.ipynb #8a3dd6cc
-import shutil
+import os, shutil
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .checks import UserError
 
 # %% ../../nbs/core/04_working.ipynb #6e844020
 WORKING, _MARK = ".trustdd", "made-by-trustdd"
+
+@contextmanager
+def _alone(folder):
+    "Inside, no other process makes or removes working folders here (where folders can be locked)."
+    try: import fcntl
+    except ImportError: yield; return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally: os.close(handle)
 
 def working_folder(
     folder,     # where the results will be
@@ -21,10 +33,14 @@ def working_folder(
     "A folder for unfinished work, `.trustdd/NAME`; `UserError` if a `.trustdd` of others is there."
     home = Path(folder)/WORKING
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        if home.is_symlink() or not ((home/_MARK).is_file() or not any(home.iterdir())):
-            raise UserError(f"{home} was not made by this program; rename it or use another folder")
-        (home/_MARK).touch()
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(home.parent):
+            home.mkdir(exist_ok=True)
+            if home.is_symlink() or not ((home/_MARK).is_file() or not any(home.iterdir())):
+                raise UserError(f"{home} was not made by this program; rename it or use another "
+                                "folder")
+            (home/_MARK).touch()
+            (home/name).mkdir(exist_ok=True)
     except OSError as e: raise UserError(f"cannot write into {home}: {e.strerror or e}") from e
     return home/name
 
@@ -37,8 +53,7 @@ def remove_working(
     home = Path(folder)/WORKING
     if home.is_symlink() or not (home/_MARK).is_file(): return
     shutil.rmtree(home/name, ignore_errors=True)
-    try:
+    with suppress(OSError), _alone(home.parent):
         if [p.name for p in home.iterdir()] != [_MARK]: return
         (home/_MARK).unlink()
         home.rmdir()
-    except OSError: pass # another process is at work in it, or has removed it

@@ -71,7 +71,6 @@ def _fetch(make, folder, args):
         if any(folder.glob("*")): return # another process was faster
         remove_working(home, name)
         place = working_folder(home, name)
-        place.mkdir()
         _open_whole(make, place, args)
         if folder.is_dir(): folder.rmdir() # empty: an earlier try found no network
         os.replace(place, folder)

@@ -52,7 +52,6 @@ def execute(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError
     work = working_folder(executed.parent, executed.stem)
-    work.mkdir(exist_ok=True)
     try: _run(notebook, work/executed.name, parameters)
     except CellTimeoutError:
         raise OutOfTime("its runs are finished, its picture or table is not") from None

@@ -7,7 +7,7 @@ __all__ = ['Import', 'Evaluate', 'Show', 'Compare']
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #27934b6b
 import os, sys, warnings, webbrowser
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields as fields_of, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +56,8 @@ class Import(Command):
         out = Path(self.out or f"{Path(self.file).stem.strip('*_')}.safetensors")
         if out.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
         if not self.out and out.exists(): raise UserError(f"{out} is there; name another --out")
-        own = {k: v for k, v in asdict(self).items() if k not in ("debug", "out", "no_zca")}
+        left = {"out", "no_zca"} | {f.name for f in fields_of(Command)}
+        own = {k: v for k, v in asdict(self).items() if k not in left}
         own["zca"] = self.zca or (False if self.no_zca else None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
