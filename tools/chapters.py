@@ -6,6 +6,7 @@ that has imported torch once is forked for each notebook.
 """
 import argparse
 import multiprocessing.connection
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,9 @@ def tested(path, flags):
     from nbdev.config import get_config
     skipped = get_config().tst_flags.split()
     passed, _ = test_nb(path, skip_flags=skipped, force_flags=flags, basepath=ROOT)
-    sys.exit(not passed)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(not passed) # at once: after a failure a notebook's own processes may be waiting for it
 
 
 def run(paths, flags, workers):
