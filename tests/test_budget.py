@@ -1,5 +1,5 @@
 "A command with a time budget ends in time with status 75, gets further with each call, and ends with the bytes of one that was never stopped."
-import json, math, os, re, signal, subprocess, sys, time
+import json, math, os, re, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,13 +173,14 @@ def test_the_time_counts_from_the_start_of_the_process(tmp_path, capfd, monkeypa
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals as Unix has them")
-def test_sigterm_stops_all_workers_between_two_epochs(tmp_path):
+def test_sigterm_stops_all_workers_between_two_epochs(tmp_path, request):
     "It is sent to the main process alone; its two workers learn of it."
+    tmp = tempfile.TemporaryDirectory() # a short path: it will hold a socket
+    request.addfinalizer(tmp.cleanup)
     words = "--dataset digits --preset smoke --outliers none --ipc 1 --experts 2 --train-epochs 400 --device cpu --runs".split()
     exp = experiment(["--method", "mtt", *words[:-3]])
     folder = tmp_path/buffer_name(exp)
-    (tmp := tmp_path/"tmp").mkdir()
-    child = start(tmp, "buffers", *words, tmp_path, "--workers", "2")
+    child = start(Path(tmp.name), "buffers", *words, tmp_path, "--workers", "2")
     while epochs_done(folder) < 4:
         assert child.poll() is None, child.communicate()
         time.sleep(0.05)
@@ -188,7 +189,7 @@ def test_sigterm_stops_all_workers_between_two_epochs(tmp_path):
     done = epochs_done(folder)
     assert child.returncode == 75 and err.splitlines()[-1] == f"trustdd: out of time: experts digits none: {done} of 800 epochs done, {800 - done} left; the same command continues"
     for k in range(2): FileLock(folder/f".expert{k:03d}.lock").acquire(timeout=0).lock.release() # nobody is at work any more
-    assert not list(tmp.glob("trustdd-stop-*"))
+    assert not list(Path(tmp.name).glob("trustdd-stop-*"))
 
 
 def test_paper(tmp_path, capfd):

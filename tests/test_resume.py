@@ -444,19 +444,30 @@ def test_who_waits_for_an_expert_takes_over_from_who_is_killed(ask, straight_mtt
     same_all(store, straight_mtt)
 
 
-def test_workers_train_each_expert_once(straight_mtt, tmp_path, monkeypatch):
+RUN_ALL = """
+import json, sys
+from trustdd.core.experiment import Experiment
+from trustdd.reproduction.runs import run_all
+if __name__ == "__main__":
+    exps = [Experiment(**e) for e in json.loads(sys.argv[1])]
+    runs = run_all(exps, sys.argv[2], workers=2, device="cpu", progress=False)
+    assert [r.exp for r in runs] == exps and all((r.folder/"report.json").exists() for r in runs)
+    assert [[l["iteration"] for l in r.losses] for r in runs] == [[1, 2, 3, 4]] * 2
+"""
+
+
+def test_workers_train_each_expert_once(straight_mtt, tmp_path):
     "Two processes of `run_all`, each with its own run; what they rename is written down."
     mark = tmp_path/"mark"
     (tmp_path/"sitecustomize.py").write_text(f"import os; replace = os.replace\ndef noted(a, b):\n    replace(a, b)\n    with open({str(mark)!r}, 'a') as f: f.write(os.path.basename(b) + '\\n')\nos.replace = noted\n")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    exps = [MTT, replace(MTT, seed=1)]
-    runs = run_all(exps, tmp_path/"store", workers=2, device="cpu", progress=False)
-    assert [r.exp for r in runs] == exps and all((r.folder/"report.json").exists() for r in runs)
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    (tmp_path/"both.py").write_text(RUN_ALL) # a process of its own, since workers inherit the environment of the first
+    exps = json.dumps([to_dict(MTT), to_dict(replace(MTT, seed=1))])
+    subprocess.run([sys.executable, tmp_path/"both.py", exps, tmp_path/"store"], env=env, check=True)
     renamed = mark.read_text().split()
     for k in range(MTT.experts): # begun once and finished once
         assert [renamed.count(f"expert00{k}.{s}") for s in ("part", "jsonl", "safetensors")] == [1, 1, 1]
     same_experts(tmp_path/"store", straight_mtt)
-    assert [[l["iteration"] for l in r.losses] for r in runs] == [[1, 2, 3, 4]] * 2
 
 
 def test_asked_again_no_expert_is_touched(straight_mtt, monkeypatch):
