@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from ..core.checks import check_choice, UserError
 from ..core.experiment import Experiment, MAIN, overrides, PRESETS
 from ..core.storage import runs_root
+from ..data.identity import listed_once
 from ..data.plugins import plugin_files
 from ..distillation.buffers import buffer_name, missing_experts
 from .atlas import ALONE, check_parameters, item_notebooks
@@ -67,9 +68,10 @@ def plan(
     given = {"preset": preset, **(parameters or {})}
     if runs: given["runs"] = str(Path(runs).resolve())
     made = dict(preset=preset, runs={}, networks={}, buffers={}, items={})
-    for name in sorted(only or known):
-        check_parameters(known[name], given)
-        made["items"][name] = _item(made, name, known[name], given, runs_root(runs))
+    with listed_once():
+        for name in sorted(only or known):
+            check_parameters(known[name], given)
+            made["items"][name] = _item(made, name, known[name], given, runs_root(runs))
     return made
 
 def _item(made, name, notebook, given, store):
