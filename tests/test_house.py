@@ -1,4 +1,5 @@
 "The house: its rooms and their order, the size of its modules, what a wheel holds, what an import costs."
+import ast
 import contextlib
 import importlib
 import inspect
@@ -83,6 +84,21 @@ def test_no_line_is_longer_than_100_characters():
 
 def test_no_private_name_is_imported():
     assert not count.private_imports(PACKAGE)
+
+
+def left_over(source):
+    "The imported names that a module's source never uses."
+    nodes = list(ast.walk(ast.parse(source)))
+    imported = {(a.asname or a.name).split(".")[0] for node in nodes
+                if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names}
+    return sorted(imported - {node.id for node in nodes if isinstance(node, ast.Name)})
+
+
+def test_no_import_is_left_over():
+    assert left_over("import json, math\nfrom os import path as p\nmath.pi") == ["json", "p"]
+    found = {name: left_over(path.read_text(encoding="utf-8"))
+             for name, path in count.modules(PACKAGE).items()}
+    assert not {n: names for n, names in found.items() if names and not n.endswith("__init__")}
 
 
 def documented(thing):

@@ -5,13 +5,11 @@
 Everything is laid out under build/book/source as it is in the project, so that links between pages stay as they are.
 """
 import copy
-import json
 import os
 import posixpath
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 
@@ -224,7 +222,7 @@ def figure_page(book, entry, source, title):
 def api(book):
     "A page for each module, and one with the names at the top of the package."
     import trustdd
-    found, homes = modules(ROOT/"trustdd"), {}
+    found = modules(ROOT/"trustdd")
     for room in ROOMS:
         names = [n for n in found if n.startswith(f"trustdd.{room}.") and not n.endswith("__main__")]
         for name in names:
@@ -238,7 +236,7 @@ def api(book):
         link = f"[`{name}`]({home.removeprefix('trustdd.')}.md)" if home in found else f"`{name}`"
         rows.append(f"| {link} | {(about or [''])[0]} |".replace("\\", "\\\\"))
     book.write("api/index.md", "# API reference\n\nThese names are at the top of the package, such as `trustdd.distill`. "
-               f"The others are in the modules of the six rooms.\n\n" + "\n".join(rows) + f"\n\n{toctree(*ROOMS)}\n")
+               "The others are in the modules of the six rooms.\n\n" + "\n".join(rows) + f"\n\n{toctree(*ROOMS)}\n")
 
 
 def front(book):

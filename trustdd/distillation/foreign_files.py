@@ -6,10 +6,9 @@
 __all__ = ['TORCH', 'NPY', 'NPZ', 'read_torch', 'kind_of', 'what_is', 'read_file', 'by_number', 'read_folder']
 
 # %% ../../nbs/distillation/46_foreign_files.ipynb #60c28610
-import math, re, zipfile
+import re, zipfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch

@@ -12,7 +12,7 @@ import torch
 
 from ..core.checks import check_choice, check_int, check_number, UserError
 from ..core.distributed import broadcast_from_rank0
-from ..core.experiment import Experiment, Settings
+from ..core.experiment import Settings
 from ..core.randomness import stream
 from ..core.storage import runs_root
 from ..data.names import IMAGENET_SUBSETS

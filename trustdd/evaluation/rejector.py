@@ -8,7 +8,6 @@ __all__ = ['Rejector']
 # %% ../../nbs/evaluation/63_rejector.ipynb #13c3cd96
 import copy, json, math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'flops', 'compile_problem', 'compiled', 'passes_of', 'p
            'check_precision', 'in_precision', 'torch_threads', 'keep_memory']
 
 # %% ../../nbs/networks/30_compute.ipynb #02d86a91
-import copy, ctypes, logging, os, platform, re, sys, time
+import copy, ctypes, os, platform, re, sys, time
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path

@@ -9,7 +9,6 @@ __all__ = ['supported', 'all_hold', 'Comparison', 'compare', 'ood_table', 'table
 import itertools, math
 from dataclasses import dataclass
 
-import numpy as np
 
 from ..core.checks import UserError
 from ..data.suites import GROUPS

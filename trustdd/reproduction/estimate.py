@@ -7,8 +7,7 @@ __all__ = ['Stage', 'duration', 'Estimate', 'estimate']
 
 # %% ../../nbs/reproduction/74_estimate.ipynb #b92b7ec3
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
@@ -16,7 +15,6 @@ from ..core.experiment import Experiment, run_name
 from ..core.randomness import pick_device, stream
 from ..core.storage import runs_root
 from ..data.catalog import prepared
-from ..data.dataset import Dataset
 from ..distillation.distillation import distill, initial_state, load_checkpoint
 from ..distillation.methods import find_method
 from ..data.poe import outlier_pool

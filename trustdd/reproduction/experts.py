@@ -6,8 +6,6 @@
 __all__ = ['run_buffer']
 
 # %% ../../nbs/reproduction/66_experts.ipynb #6b1f0a02
-from pathlib import Path
-
 from ..core.deadline import OutOfTime
 from ..core.distributed import world_size
 from ..core.experiment import Experiment, from_dict, to_dict

@@ -7,7 +7,6 @@ __all__ = ['forewarning']
 
 # %% ../../nbs/reproduction/75_forewarning.ipynb #ad1cd99c
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch

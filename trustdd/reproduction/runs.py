@@ -9,7 +9,6 @@ __all__ = ['compute', 'load_or_run', 'load_or_distill', 'needs_experts', 'run_al
 import itertools, json
 from pathlib import Path
 
-from ..core.checks import UserError
 from ..core.deadline import mark_progress, OutOfTime, StepTimer
 from ..core.distributed import (
     broadcast_from_rank0, is_main_process, main_process_first, shard, world_size)

@@ -19,7 +19,6 @@ from ..core.experiment import check_same_experiment, data_name, Experiment, to_d
 from ..core.randomness import pick_device
 from ..core.storage import digest, read_safetensors, write_safetensors
 from ..data.dataset import Dataset
-from ..data.distilled_set import DistilledSet
 from ..data.poe import aux_source, FOUR, outlier_pool
 from ..distillation.distillation import distill, load_checkpoint, to_distilled_set
 from ..distillation.starting_images import MatchingState, start
