@@ -36,7 +36,7 @@ class Paper(Command):
     ipc:str|None=None               # images per class, such as 1,10; the preset's
     seeds:str|None=None             # such as 0,1,2; the preset's
     methods:str|None=None           # further ones in tab01, tab05, tab13, fig04 and fig20
-    controls:str|None=None          # yes or no, in fig05, tab10, tab13; fig05: drawn, those alone
+    controls:str|None=None          # yes or no, in fig05, tab10, tab13; fig05: also alone, or drawn
     workers:int|None=None           # runs computed at the same time; one for each core
     runs:str|None=None              # the run store; runs/ in the project
     out:str|None=None               # figures/PRESET in the project; figures/own/… for other data
