@@ -17,6 +17,7 @@ from ..core.deadline import (
 from ..core.experiment import PRESETS
 from ..core.randomness import pick_device
 from ..core.storage import project_root, runs_root, writable
+from ..data.identity import listed_once
 from .artifacts import (
     keep_executed, notebooks_folder, outputs_of, stamp, up_to_date)
 from .execution import execute
@@ -159,11 +160,13 @@ def make_items(
 ) -> dict:
     "Make items: name → made, up to date, or its exception, `OutOfTime` if it was the time."
     asked = requested(preset, only, runs, out, parameters, folder)
-    names, done = list(asked), {}
     for name, notebook, given, out in asked.values(): check_parameters(notebook, given)
     writable(out)
-    wanted = {name: (*item, force) for name, item in asked.items()}
-    bar = tqdm(names, desc=f"{preset} atlas", disable=not progress, unit="item")
+    with listed_once(): current = [n for n, i in asked.items() if not force and up_to_date(*i)]
+    done = dict.fromkeys(current, "up to date")
+    wanted = {name: (*item, force) for name, item in asked.items() if name not in done}
+    names, desc = list(wanted), f"{preset} atlas"
+    bar = tqdm(total=len(asked), initial=len(done), desc=desc, disable=not progress, unit="item")
     def late(): return any(isinstance(how, OutOfTime) for how in done.values())
     two = pick_device("auto").type == "cpu"
     for name, how in _each(names, wanted, at_once or (processes(2) if two else 1), late):

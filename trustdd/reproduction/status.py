@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.storage import project_root
+from ..data.identity import listed_once
 from .artifacts import made_when, outputs_of, stamp_of, up_to_date
 from .atlas import requested
 from .gallery import duration, Entry, entries, recorded_seconds
@@ -44,8 +45,9 @@ def status_of(
 ) -> list:
     "The state of every figure and table of a preset, by name."
     asked = requested(preset, only, runs, out).values()
-    return [State(n, notebook, _state(n, notebook, given, folder), made_when(folder, n))
-            for n, notebook, given, folder in sorted(asked, key=lambda item: item[0])]
+    with listed_once():
+        return [State(n, notebook, _state(n, notebook, given, folder), made_when(folder, n))
+                for n, notebook, given, folder in sorted(asked, key=lambda item: item[0])]
 
 # %% ../../nbs/reproduction/90_status.ipynb #e2339af8
 def _lacking_seconds(out, lacking) -> tuple:
