@@ -25,7 +25,7 @@ STATIONS = {
 }
 ARROWS = [
     ("experiment", "dataset"), ("dataset", "pool"), ("pool", "buffers"), ("buffers", "distill"),
-    ("distill", "set"), ("set", "train"), ("train", "networks"), ("networks", "logits"),
+    ("pool", "distill"), ("distill", "set"), ("set", "train"), ("train", "networks"), ("networks", "logits"),
     ("logits", "report"), ("report", "figure"),
 ]
 DASHED = ("buffers",)  # only some methods need it
@@ -48,10 +48,10 @@ def box(name):
 
 
 def arrow(start, end):
-    "A line to the right: straight in a lane, with a step between lanes."
+    "A line to the right: straight in a lane; between lanes with a step halfway, or just before a far end."
     (x0, y0), (x1, y1) = place(start), place(end)
     x0, x1 = x0 + WIDE / 2, x1 - WIDE / 2
-    middle = (x0 + x1) / 2
+    middle = max((x0 + x1) / 2, x1 - (STEP - WIDE) / 2)
     path = f"M{x0:g} {y0:g}H{x1 - 2:g}" if y0 == y1 else f"M{x0:g} {y0:g}H{middle:g}V{y1:g}H{x1 - 2:g}"
     return f'<path d="{path}" class="arrow" marker-end="url(#tip)"/>'
 
