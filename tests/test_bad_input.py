@@ -101,6 +101,8 @@ def test_wrong_words(refused, words, said):
     ("--ood digits", "digits in-distribution"),
     ("--select best", "best last best_on_test"),
     ("--seed one", "--seed one"),
+    ("--fpr95 closest", "closest first nearest"),
+    ("--aupr smooth", "smooth step trapezoid"),
 ], ids=str)
 def test_wrong_words_to_evaluate(refused, finished, project, words, said):
     finished.save(project/"set.safetensors")

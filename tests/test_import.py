@@ -14,6 +14,9 @@ from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
 from trustdd.distillation.foreign_files import read_torch
 from trustdd.distillation.importers import import_set
+from trustdd.evaluation.image_scores import scores_from_logits
+from trustdd.evaluation.logits import Logits
+from trustdd.evaluation.scores import ood_metrics
 from trustdd.reproduction.cli import main
 
 SMALL = dict(preset="smoke", ipc=2, iterations=1, width=4, n_nets=2, epochs=3)
@@ -232,3 +235,18 @@ def test_evaluate_with_fewer_epochs_says_so(made, project, capfd):
     capfd.readouterr()
     assert main(["evaluate", "ours.safetensors", "--epochs", "0"]) == 2
     assert "epochs = 0" in capfd.readouterr().err
+
+
+def test_evaluate_by_the_published_codes_rules(made, project, capfd):
+    "The second table has what the same logits give by those rules; the report keeps to ours."
+    made.save("ours.safetensors")
+    words = ["--epochs", "1", "--n-nets", "2", "--ood", "gaussian"]
+    assert main(["evaluate", "ours.safetensors", *words, "--out", "a", "--fpr95", "nearest", "--aupr", "trapezoid"]) == 0
+    head, _, line = capfd.readouterr().out.strip().splitlines()[-3:]
+    found = scores_from_logits(Logits.load("a/logits.safetensors"))
+    nets = [ood_metrics(*found.pair(k, "gaussian"), "nearest", "trapezoid") for k in range(2)]
+    assert line.split() == ["gaussian", *(f"{sum(net[m] for net in nets) / 2:.1f}" for m in nets[0])]
+    assert "fpr95_in (nearest)" in head and "aupr_out (trapezoid)" in head
+    assert main(["evaluate", "ours.safetensors", *words, "--out", "b"]) == 0
+    assert "nearest" not in capfd.readouterr().out
+    assert (project/"a"/"report.json").read_bytes() == (project/"b"/"report.json").read_bytes()

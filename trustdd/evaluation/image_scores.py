@@ -15,7 +15,7 @@ import torch
 from ..core.checks import check_choice, UserError
 from ..core.storage import read_safetensors, write_safetensors
 from .logits import Logits
-from .scores import SCORES
+from .scores import ood_metrics, SCORES
 
 # %% ../../nbs/evaluation/59_image_scores.ipynb #f396811c
 def _log_odds(
@@ -49,6 +49,13 @@ class Scores:
         s_out = self.s_out[name][net].astype(np.float64)
         if self.kind != "msp": return [s_in, s_out]
         return [1 / (1 + np.exp(-s)) for s in (s_in, s_out)]
+
+    def metrics(self, fpr95:str="first", aupr:str="step"):
+        "DataFrame of `ood_metrics` by these rules, percent: a row for each OOD set and network."
+        import pandas as pd
+        rows = [dict(ood=o, network=k, **ood_metrics(*self.pair(k, o), fpr95, aupr))
+                for o in self.ood for k in range(self.n_nets)]
+        return pd.DataFrame(rows)
 
     def save(self, path):
         "Write the scores as one safetensors file, atomically."

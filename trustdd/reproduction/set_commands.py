@@ -6,7 +6,7 @@
 __all__ = ['Import', 'Evaluate', 'Show', 'Compare']
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #27934b6b
-import os, sys, warnings, webbrowser
+import os, sys, tempfile, warnings, webbrowser
 from dataclasses import asdict, dataclass, fields as fields_of, replace
 from pathlib import Path
 from typing import Annotated
@@ -88,6 +88,8 @@ class Evaluate(Work):
     ood:tuple[str, ...]|None=None       # OOD test sets; the data set's usual ones
     select:str="last"                   # last epoch, or best_on_test (to compare with old numbers)
     out:str|None=None                   # folder for report.json, ood.csv and logits.safetensors
+    fpr95:str="first"                   # nearest adds a table with the published code's threshold
+    aupr:str="step"                     # trapezoid adds a table with areas by trapezoids
     diagnose:bool=False                 # try the usual causes of an accuracy other than claimed
 
     def run(self, fields) -> int:
@@ -96,7 +98,10 @@ class Evaluate(Work):
         from trustdd.evaluation.diagnosis import compare_with_claim, diagnose
         from trustdd.evaluation.evaluation import evaluate, resolve_eval_data
         from trustdd.networks.training import train
+        from trustdd.evaluation.scores import AUPR_RULES, FPR95_RULES
         check_choice("select", self.select, ("last", "best_on_test"))
+        check_choice("fpr95", self.fpr95, FPR95_RULES)
+        check_choice("aupr", self.aupr, AUPR_RULES)
         if self.n_nets is not None: check_int("n_nets", self.n_nets, 1)
         pick_device(self.device)
         if self.time_budget and not self.out:
@@ -111,10 +116,14 @@ class Evaluate(Work):
         keep = self.out and working_folder(self.out, "training")
         snapshots = 20 if self.select != "last" else 0
         nets = train(syn, self.n_nets, self.seed, self.device, snapshots=snapshots, keep=keep)
-        report = evaluate(nets, syn, self.dataset, self.ood, self.select, device=self.device,
-                          logits_out=out and keep/"logits.safetensors")
-        if out: _replace_results(report, keep/"logits.safetensors", out)
+        with tempfile.TemporaryDirectory() as scratch:
+            logits = is_main_process() and Path(keep or scratch)/"logits.safetensors"
+            report = evaluate(nets, syn, self.dataset, self.ood, self.select, device=self.device,
+                              logits_out=logits)
+            table = logits and _by_other_rules(logits, self.fpr95, self.aupr)
+        if out: _replace_results(report, logits, out)
         print(report.summary())
+        if table: print(table)
         line, warning = compare_with_claim(syn, report.accuracy)
         if line: print(line)
         if warning: log_once(f"warning: {warning}")
@@ -153,6 +162,15 @@ def _replace_results(report, logits, out):
     atomic_write(out/"logits.safetensors", logits.read_bytes())
     report.save(out)
     remove_working(out, "training")
+
+def _by_other_rules(file, fpr95, aupr):
+    "The mean over networks of each OOD set's metrics by the rules asked for; none if usual."
+    from trustdd.evaluation.image_scores import scores_from_logits
+    from trustdd.evaluation.logits import Logits
+    if (fpr95, aupr) == ("first", "step"): return ""
+    found = scores_from_logits(Logits.load(file)).metrics(fpr95, aupr).drop(columns="network")
+    table = found.groupby("ood", sort=False).mean().round(1)
+    return f"by msp, %, FPR95 at the {fpr95} threshold, AUPR by {aupr}:\n{table.to_string()}"
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #3ab31d86
 @dataclass(frozen=True)
