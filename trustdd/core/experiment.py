@@ -79,11 +79,11 @@ def settings_of(method:str) -> dict:
 class Request:
     "What is asked: the six main fields of an experiment."
     dataset:str|None=None   # a name such as digits or cifar10, or a folder; the preset's usual one
-    method:str="dsa"        # dc, dsa, mtt, or a baseline: random real images, or the full set
+    method:str="dsa"        # dc, dsa, dm, mtt; real images: random, kmeans, herding; all: full
     outliers:str="none"     # none, oe (real auxiliary images), poe (corrupted training images)
     ipc:int=10              # images per class
     seed:int=0              # of everything that is drawn
-    preset:str="quick"      # smoke, quick, cifar, long or paper
+    preset:str="quick"      # smoke, quick, cifar, long or paper: fills what you leave out
 
 MAIN = tuple(f.name for f in fields(Request))
 

@@ -73,6 +73,8 @@ class DistilledSet:
     ) -> "DistilledSet":
         "Read a file; raises `UserError` if it is missing, damaged, foreign or of another version."
         path = set_file(path)
+        if path.is_dir(): raise UserError(f"{path} holds no finished distilled set; name a file "
+                                          "NAME.safetensors, or the folder of a run")
         tensors, meta = read_safetensors(path)
         meta = _description(meta, path)
         pixels = (tensors.get(k) for k in ("images", "labels", "outliers"))

@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 
 from tyro import MISSING
-from tyro.conf import Positional
 
 import trustdd
 from ..core.checks import UserError, check_choice, name_tuple
@@ -24,7 +23,7 @@ from ..core.storage import atomic_write, project_root, runs_root
 from ..data.plugins import with_plugins
 from ..data.sources import absolute_name
 from .flags import (
-    Command, FileName, check_flags, given, parse, typed_plugins, with_experiment)
+    Command, FileName, check_flags, given, parse, typed_plugins, with_experiment, word)
 
 # %% ../../nbs/reproduction/98_cli.ipynb #d3efb387
 @dataclass(frozen=True)
@@ -144,8 +143,8 @@ class Gallery(Command):
 class Explain(Command):
     "Show the runs behind one number of a figure or table, and compute it again."
     file:FileName=MISSING               # its numbers, such as figures/cifar/tab01.csv
-    row:Positional[str]=MISSING         # its number, from 0, or ipc=10,ood=textures,metric=auroc
-    column:Positional[str]=MISSING      # the column's name, such as mean
+    row:word("row")=MISSING             # its number, from 0, or ipc=10,ood=textures,metric=auroc
+    column:word("column")=MISSING       # the column's name, such as mean
     runs:str|None=None                  # the run store; runs/ in the project, then published/
 
     def run(self, fields) -> int:
@@ -235,7 +234,7 @@ def _understood(words, used) -> int:
         check_flags(_COMMANDS[name], words)
         commands[name] = with_experiment(_COMMANDS[name], words, _EXPERIMENT[name])
     parsed = parse(commands, words, trustdd.__version__)
-    command = getattr(parsed, "options", parsed)
+    command = getattr(parsed, "command", parsed)
     fields = given(parsed, words) if name in _EXPERIMENT else {}
     if world_size() > 1 and name not in _SHARED:
         raise UserError(f"trustdd {name} runs in one process; torchrun is for {', '.join(_SHARED)}")

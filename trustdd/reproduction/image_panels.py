@@ -24,41 +24,47 @@ def tile(
     images,        # (n, C, H, W), bytes or floats in [0, 1]
     n_cols:int,    # images in a row
     across:int=1,  # white pixels between columns
-    down:int=1,    # white pixels between rows
+    down=1,        # white pixels between rows; a number, or one for each gap
 ) -> np.ndarray:
     "The images as one (height, width, 3) picture, row by row; the last row may be short."
     images = _to_rgb(images)
     n, h, w, _ = images.shape
-    n_rows = -(-n // n_cols)
-    sheet = np.ones((n_rows * (h + down) - down, n_cols * (w + across) - across, 3))
+    tops = _tops(-(-n // n_cols), h, down)
+    sheet = np.ones((tops[-1] + h, n_cols * (w + across) - across, 3))
     for i, image in enumerate(images):
-        top, left = (i // n_cols) * (h + down), (i % n_cols) * (w + across)
+        top, left = tops[i // n_cols], (i % n_cols) * (w + across)
         sheet[top:top + h, left:left + w] = image
     return sheet
+
+def _tops(n_rows, h, down) -> np.ndarray:
+    "The first pixel of each row of images."
+    return np.r_[0, np.cumsum(h + np.broadcast_to(down, n_rows - 1))].astype(int)
 
 # %% ../../nbs/reproduction/79_image_panels.ipynb #f4830e3b
 @style()
 def image_grid(
     images,             # (n, C, H, W) in [0, 1], or uint8
     n_cols:int,         # images in a row
-    titles=None,        # one per column, above it; or one per image
+    titles=None,        # one per column, above it; or one per image, "" for none
     row_labels=None,    # one per row, left of it
     width:float=FULL,   # inches
 ):
     "All images on one sheet."
     h, w, titles, row_labels = *images.shape[2:], list(titles or ()), list(row_labels or ())
-    across = max(1, w // 16)
-    down = across + (h // 3 if len(titles) > n_cols else 0)
-    sheet = tile(images, n_cols, across, down)
+    across, n_rows = max(1, w // 16), -(-len(images) // n_cols)
+    below = [any(titles[i * n_cols:(i + 1) * n_cols]) for i in range(1, n_rows)]
+    down = across + h // 3 * np.array(below, dtype=int) # more where titles stand
+    tops, sheet = _tops(n_rows, h, down), tile(images, n_cols, across, down)
     left = .02 + max(map(_label_width, row_labels), default=0)
     fig, ax = _sheet_axes(sheet, left, .2 if titles else .02, width)
     ax.imshow(sheet)
     ax.axis("off")
     for i, text in enumerate(titles):
-        place = (i % n_cols) * (w + across) + w / 2 - .5, (i // n_cols) * (h + down) - .5
+        if not text: continue
+        place = (i % n_cols) * (w + across) + w / 2 - .5, tops[i // n_cols] - .5
         _write(ax, text, place, (0, 2), ha="center", va="bottom")
     for i, text in enumerate(row_labels):
-        _write(ax, text, (-.5, i * (h + down) + h / 2 - .5), (-3, 0), ha="right", va="center")
+        _write(ax, text, (-.5, tops[i] + h / 2 - .5), (-3, 0), ha="right", va="center")
     return fig
 
 # %% ../../nbs/reproduction/79_image_panels.ipynb #738e0a6e
@@ -67,19 +73,27 @@ def set_picture(
     classes:int=10, # columns, at most
     rows:int=10,    # images of a class, and outliers of a slot, at most
 ):
-    "A figure with a column for each class: its images, and below them the outliers of its slot."
+    "A figure with a column for each class, and below the images a column for each slot."
     n = min(classes, syn.n_classes)
     per_slot = max(1, len(syn.outliers) // syn.n_classes)
     images = [syn.images[syn.labels == c][:rows] for c in range(n)]
     outliers = [syn.outliers[c * per_slot:(c + 1) * per_slot][:rows] for c in range(n)]
-    sheet, labels = [], []
+    sheet, labels, titles = [], [], []
+    heads = {"image": list(syn.classes[:n]), "outlier": _slot_names(syn)[:n]}
     for word, columns in (("image", images), ("outlier", outliers)):
         for row in range(max(map(len, columns))):
+            titles += [""] * n if row else heads[word]
             sheet += [syn.denormalise(x[row:row + 1]) if row < len(x) else None for x in columns]
             labels.append(f"{word} {row + 1}")
     blank = next(x for x in sheet if x is not None).new_ones(1, *syn.shape)
     filled = torch.cat([blank if x is None else x for x in sheet])
-    return image_grid(filled, n, titles=syn.classes[:n], row_labels=labels)
+    return image_grid(filled, n, titles=titles, row_labels=labels)
+
+def _slot_names(syn) -> list:
+    "What stands above the outliers of each slot: its corruption, or its number."
+    exp, slots = syn.experiment, range(syn.n_classes)
+    if exp.outliers != "poe" or "imported" in syn.provenance: return [f"slot {c}" for c in slots]
+    return [exp.corruptions[c % len(exp.corruptions)] for c in slots]
 
 # %% ../../nbs/reproduction/79_image_panels.ipynb #43c43edf
 def _label_width(

@@ -37,16 +37,16 @@ SCOPE = {
 
 # %% ../../nbs/reproduction/80_items.ipynb #cf0c380b
 def numbers(
-    text, # "0,1,2", a whole number, or a list of them
+    text,                # "0,1,2", a whole number, or a list of them
+    name:str="numbers",  # of the parameter, for an error
 ) -> tuple:
     "Whole numbers from a parameter, each once; raises `UserError` for anything else."
     if isinstance(text, str): text = text.split(",")
     elif not isinstance(text, (list, tuple)): text = [text]
-    wrong = ",".join(map(str, text))
+    wrong = f"{name} = {','.join(map(str, text))!r}"
     try: found = tuple(part if type(part) is int else int(str(part)) for part in text)
-    except ValueError:
-        raise UserError(f"{wrong!r} is not a list of whole numbers such as 0,1,2") from None
-    if len(set(found)) < len(found): raise UserError(f"{wrong!r} has a number twice")
+    except ValueError: raise UserError(f"{wrong} must be whole numbers, such as 0,1,2") from None
+    if len(set(found)) < len(found): raise UserError(f"{wrong} has a number twice")
     return found
 
 # %% ../../nbs/reproduction/80_items.ipynb #9f0589cf
@@ -73,8 +73,8 @@ class PaperItem:
         if self.many: seeds = seeds[:scope["many_seeds"]]
         own = self.dataset or Experiment(preset=self.preset).dataset # with commas it is a title
         if "," not in own: self._set("dataset", absolute_name("dataset", own))
-        self._set("ipc", numbers(self.ipc) if self.ipc != "" else ipcs)
-        self._set("seeds", numbers(self.seeds) if self.seeds != "" else seeds)
+        self._set("ipc", numbers(self.ipc, "ipc") if self.ipc != "" else ipcs)
+        self._set("seeds", numbers(self.seeds, "seeds") if self.seeds != "" else seeds)
         self._set("out", Path(self.out or project_root()/"figures"/"own"/self.preset))
         self._set("runs", runs_root(self.runs))
         self._set("settings", dict(self.settings or {}))
