@@ -60,11 +60,6 @@ class Trial:
         seen = _SPREAD[len(self.accuracies) > 1].format(*mean_std(self.accuracies))
         return f"{seen:>11}  {self.what}{how}"
 
-def _accuracies(nets, dataset, norm, device):
-    right = [(predict(net, dataset.test_images, norm, device=device).argmax(1)
-              == dataset.test_labels).float().mean().item() for net in nets]
-    return tuple(100 * r for r in right)
-
 # %% ../../nbs/evaluation/64_diagnosis.ipynb #726e51dd
 def _tests(syn, dataset, plain) -> list:
     "(what, flags, normaliser): other ways in which the test images may have been normalised."
@@ -83,6 +78,7 @@ def _tests(syn, dataset, plain) -> list:
     except UserError: pass # images too large to whiten
     return found
 
+# %% ../../nbs/evaluation/64_diagnosis.ipynb #4a444cb9
 def _trainings(syn) -> list:
     "(what, flags, set): the set with another augmentation, and with other step sizes."
     exp, found = to_dict(syn.experiment), []
@@ -98,6 +94,12 @@ def _trainings(syn) -> list:
     for lr in ([usual] if syn.lr else [0.3 * usual, 3 * usual]):
         found.append((f"step size {lr:.3g}", f"--lr {lr:.3g}", replace(syn, lr=lr)))
     return found
+
+# %% ../../nbs/evaluation/64_diagnosis.ipynb #da041b6a
+def _accuracies(nets, dataset, norm, device):
+    right = [(predict(net, dataset.test_images, norm, device=device).argmax(1)
+              == dataset.test_labels).float().mean().item() for net in nets]
+    return tuple(100 * r for r in right)
 
 # %% ../../nbs/evaluation/64_diagnosis.ipynb #960d2f5b
 def diagnose(
