@@ -125,7 +125,7 @@ def _check_known(commands, words):
     known = _flags(commands[words[0]]) | {"help"}
     for name in _typed(words):
         if name in known: continue
-        meant = difflib.get_close_matches(name, known, 1)
+        meant = difflib.get_close_matches(name, known, 1, 0.7)
         others = [f"trustdd {c}" for c, cls in commands.items() if name in _flags(cls)]
         hint = f"; did you mean {_dashed(meant[0])}?" if meant else ""
         if others and not meant: hint = f"; these have it: {', '.join(others)}"
