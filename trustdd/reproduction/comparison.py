@@ -133,6 +133,7 @@ HEADS = {
     "accuracy": "accuracy, %", "over_random": "over random", "recovered": "of all images, %",
     "plain": "without augmentation, %", "near": "near AUROC, %", "far": "far AUROC, %",
     "fpr95": "FPR95, %", "noise": "noise AUROC, %", "ece": "calibration error, %"}
+def _heads(rows): return {k: h for k, h in HEADS.items() if any(r[k] is not None for r in rows)}
 
 def _row(place, e, entrants) -> dict:
     "One line of the table: (mean, deviation) pairs, or plain values; None where there is none."
@@ -183,7 +184,8 @@ class Comparison:
     page:Path       # the page, `index.html`; `comparison.csv` lies beside it
 
     def __str__(self):
-        cells = [list(HEADS.values())] + [[_text(row[k]) for k in HEADS] for row in self.rows]
+        heads = _heads(self.rows)
+        cells = [list(heads.values())] + [[_text(row[k]) for k in heads] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*cells)]
         return "\n".join("  ".join(t.rjust(w) for t, w in zip(row, widths)) for row in cells)
 
@@ -226,8 +228,8 @@ def _page(ranked, rows, gaps, by, recipe) -> str:
     "The page as HTML."
     import jinja2
     env = jinja2.Environment(loader=jinja2.PackageLoader("trustdd"), autoescape=True)
-    entrants = [e for _, e in ranked]
-    cells = [dict(cells=[_text(row[k]) for k in HEADS], reference=e.reference)
+    entrants, heads = [e for _, e in ranked], _heads(rows)
+    cells = [dict(cells=[_text(row[k]) for k in heads], reference=e.reference)
              for row, e in zip(rows, entrants)]
     what = "mean AUROC over near and far sets" if by == "trust" else "accuracy"
     neighbours = [(a.name, b.name) for a, b in zip(entrants, entrants[1:])]
@@ -236,7 +238,7 @@ def _page(ranked, rows, gaps, by, recipe) -> str:
     tested = entrants[0].report.sources
     sources = [tested["in"]["source"], *(about["source"] for about in tested["ood"].values())]
     return env.get_template("comparison.html.j2").render(
-        dataset=tested["in"]["name"], heads=HEADS.values(), rows=cells, pictures=shown,
+        dataset=tested["in"]["name"], heads=heads.values(), rows=cells, pictures=shown,
         differences=said, sources=[s for s in sources if s],
         rule=f"Ranked by {what}. A place is one more than the number of sets that are better "
              "beyond chance (paired bootstrap, 95%), so sets that cannot be told apart share one.",
