@@ -147,6 +147,40 @@ def test_another_version_is_another_run(project, mine, tmp_path, capsys):
     assert run(*KM) == first and content(first) == before
 
 
+HELPED = {
+    "my_blur.py": "import trustdd\n\n@trustdd.corruption('my_dim')\ndef my_dim(x):\n    from my_tools.dim import amount\n    return x * amount\n",
+    "my_tools/__init__.py": "", "my_tools/dim.py": "from . import numbers\namount = numbers.amount\n", "my_tools/numbers.py": "amount = 0.5\n"}
+
+def test_a_module_beside_a_plugin_is_part_of_its_version(project, tmp_path, capsys):
+    "The run of `amount = 0.5` was taken for that of `amount = 0.1`; a notebook or a program started elsewhere did not find the module."
+    home, store = tmp_path/"mine", tmp_path/"store"
+    for name, text in HELPED.items():
+        (home/name).parent.mkdir(parents=True, exist_ok=True)
+        (home/name).write_text(text)
+    def distil(): # from another folder, in a process of its own
+        done = python("-m", "trustdd", "distill", "--plugin", home/"my_blur.py", "--corruptions", "my_dim", "--method", "random", "--outliers", "poe", *FIELDS, "--runs", store)
+        assert done.returncode == 0, done.stderr
+        return Path(done.stdout.splitlines()[-1]).parent
+    first = distil()
+    (home/"unused.py").write_text("x = 1\n")
+    assert distil() == first
+    (home/"my_tools"/"numbers.py").write_text("amount = 0.1\n")
+    os.utime(home/"my_tools"/"numbers.py", (0, 0))
+    other = distil()
+    assert other.name.startswith(f"{first.name}-images-")
+    small, large = (DistilledSet.load(f).denormalise(DistilledSet.load(f).outliers).amax() for f in (other, first))
+    assert small <= 0.1001 < large <= 0.5001
+    assert not list(home.rglob("*.pyc"))
+
+
+def test_what_fails_in_a_plugin_later_is_named(refused, tmp_path):
+    "It was: division by zero, status 1, and no word of where."
+    file = tmp_path/"fragile.py"
+    file.write_text("import trustdd\n\n@trustdd.corruption('fragile')\ndef fragile(x):\n    return x / (len(x) // len(x) - 1) if len(x) // 0 else x\n")
+    words = ["--corruptions", "fragile", "--method", "random", "--outliers", "poe", *FIELDS]
+    assert f"plug-in {file}, line 5: ZeroDivisionError" in refused("distill", "--plugin", file, *words)
+
+
 def test_a_checkpoint_of_another_version_is_refused(mine, tmp_path):
     from trustdd.core.checks import UserError
     from trustdd.core.experiment import Experiment

@@ -20,7 +20,7 @@ from ..core.distributed import (
     local_device, log_once, only_main_process_prints, process_group, world_size)
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
-from ..data.plugins import with_plugins
+from ..data.plugins import plugin_fault, with_plugins
 from ..data.sources import absolute_name
 from .flags import (
     Command, FileName, check_flags, given, parse, typed_plugins, with_experiment, word)
@@ -189,6 +189,7 @@ def _nobody_reads() -> int:
 
 def _told(e) -> tuple:
     "(A line about an exception, its exit status); a file that cannot be used is a wrong request."
+    if not isinstance(e, UserError) and (fault := plugin_fault(e)): return fault, 2
     if isinstance(e, OSError) and e.filename is not None:
         return f"cannot use {os.fsdecode(e.filename)}: {e.strerror}", 2
     text = " ".join(str(e).split()) or type(e).__name__
