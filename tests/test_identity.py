@@ -67,6 +67,24 @@ def test_images_replaced_under_the_same_names_and_times(here):
     assert run(here, dataset="pets", ood=("gaussian",)).folder == first.folder
 
 
+def test_images_replaced_with_the_same_size_and_date(here):
+    "Names, sizes and dates were all that was compared; pictures without compression have all of them in common, as after unpacking another version."
+    for part in ("train", "test"):
+        for i, c in enumerate(("cat", "dog")):
+            (here/"data"/"pets"/part/c).mkdir(parents=True)
+            for k in range(6): Image.fromarray(np.random.default_rng([i, k, len(part)]).integers(256, size=(8, 8), dtype=np.uint8)).save(here/"data"/"pets"/part/c/f"{k}.bmp")
+    first = run(here, dataset="pets", ood=("gaussian",))
+    file = here/"data"/"pets"/"test"/"cat"/"0.bmp"
+    before, whole = file.stat(), file.read_bytes()
+    file.write_bytes(whole[:-64] + bytes(255 - b for b in whole[-64:]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert run(here, dataset="pets", ood=("gaussian",)).folder != first.folder
+    file.write_bytes(whole)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(here, dataset="pets", ood=("gaussian",)).folder == first.folder
+
+
 @pytest.mark.parametrize("how", ("touch", "copy", "unpacked again"))
 def test_the_same_bytes_are_the_same_run(here, how):
     write_images(here/"data"/"pets", 1)

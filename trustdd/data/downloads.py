@@ -27,7 +27,8 @@ def download_stamp(
     for here, _, names in os.walk(folder):
         for path in (os.path.join(here, n) for n in names):
             s = os.stat(path)
-            found.append((os.path.relpath(path, folder), s.st_size, s.st_mtime_ns))
+            times = s.st_mtime_ns, s.st_ctime_ns
+            found.append((os.path.relpath(path, folder), s.st_size, *times))
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest() if found else ""
 
 # %% ../../nbs/data/14_downloads.ipynb #aed7a992

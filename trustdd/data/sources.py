@@ -162,7 +162,7 @@ def list_images(
     for name, s in _walk(folder, keep):
         kind = Path(name).suffix.lower()
         if not stat.S_ISREG(s.st_mode): skipped[_KINDS.get(stat.S_IFMT(s.st_mode), "device")] += 1
-        elif kind in endings: found.append((name, s.st_size, s.st_mtime_ns))
+        elif kind in endings: found.append((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
         else: skipped[kind or "without an ending"] += 1
     found.sort()
     stamp = hashlib.sha256(repr(found).encode()).hexdigest()
