@@ -6,7 +6,7 @@
 __all__ = ['processes', 'cores', 'fresh_processes', 'in_processes']
 
 # %% ../../nbs/reproduction/65_jobs.ipynb #84bd3858
-import os, sys
+import os, sys, tempfile
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 
@@ -34,15 +34,22 @@ def cores() -> int:
 
 # %% ../../nbs/reproduction/65_jobs.ipynb #7ef48efc
 _PRELOADED = ["torch._dynamo", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.metrics"]
+_ROOM = 75 # bytes of $TMPDIR: a socket's name has 107, and multiprocessing adds 32
+
+def _context():
+    "A server that has imported much, where its socket can have a name; else each from nothing."
+    short = len(os.fsencode(tempfile.gettempdir())) <= _ROOM
+    if sys.platform != "linux" or not short: return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 def fresh_processes(
     n:int,              # how many
     threads:int=None,   # CPU threads of each; torch's choice if None
 ) -> ProcessPoolExecutor:
     "An executor with processes that have done nothing yet."
-    context = get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux": context.set_forkserver_preload(_PRELOADED)
-    return ProcessPoolExecutor(n, context, _begin, (threads, dict(os.environ)))
+    return ProcessPoolExecutor(n, _context(), _begin, (threads, dict(os.environ)))
 
 def _begin(threads, environment):
     "What a worker does first."
