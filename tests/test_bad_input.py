@@ -297,6 +297,9 @@ def damaged(syn, how):
         made[how] = tensor_bytes(tensors, {k: v.replace('"format": 1', '"format": 9') for k, v in meta.items()})
     if how == "a pickle": torch.save(dict(images=syn.images), folder/"pickle"); made[how] = (folder/"pickle").read_bytes()
     if how == "NaN": replace(syn, images=syn.images * float("nan")).save(folder/"nan"); made[how] = (folder/"nan").read_bytes()
+    moments = {"std of 0": dict(std=(0.,)), "std below 0": dict(std=(-0.4,)), "std NaN": dict(std=(float("nan"),)),
+               "std of 0 to 255": dict(std=tuple(255 * v for v in syn.std)), "mean of 0 to 255": dict(mean=tuple(255 * v for v in syn.mean))}
+    if how in moments: replace(syn, **moments[how]).save(folder/"odd"); made[how] = (folder/"odd").read_bytes()
     if how == "strange labels": replace(syn, labels=syn.labels + 5).save(folder/"odd"); made[how] = (folder/"odd").read_bytes()
     if how == "no labels": replace(syn, labels=syn.labels[:3]).save(folder/"odd"); made[how] = (folder/"odd").read_bytes()
     shutil.rmtree(folder)
@@ -305,6 +308,8 @@ def damaged(syn, how):
 
 BROKEN = {"cut short": "cut short", "cut in the head": "cut short", "empty": "cut short", "a text": "not a safetensors file", "a pickle": "not a safetensors file",
           "another format": "format version 9; this version reads 1", "foreign": "not a distilled set", "hollow": "lacks classes, mean, std, provenance", "a list": "not a distilled set",
+          "std of 0": "std = [0.0] must be above 0", "std below 0": "std = [-0.4] must be above 0", "std NaN": "std = [nan] must be a list of finite numbers",
+          "std of 0 to 255": "must be of colours in [0, 1]", "mean of 0 to 255": "must be of colours in [0, 1]",
           "NaN": "not finite", "strange labels": "labels outside its 10 classes", "no labels": "fitting shapes"}
 
 @pytest.mark.parametrize("how", BROKEN)

@@ -193,6 +193,8 @@ def _flaw(classes, mean, std, provenance) -> str:
         if not a_list(values, [int, float]) or not all(abs(v) < 1e30 for v in values):
             return f"its {name} = {str(values)[:60]} must be a list of finite numbers"
     if min(std, default=1) <= 0: return f"its std = {std} must be above 0"
+    if min(mean, default=0) < 0 or max(*mean, *std, 0, 0) > 1:
+        return f"its mean = {mean} and std = {std} must be of colours in [0, 1], not in [0, 255]"
     exp = provenance.get("experiment") if isinstance(provenance, dict) else None
     if isinstance(exp, dict) and "dataset" in exp: return ""
     return "it does not say which experiment made it (an experiment in its provenance)"
