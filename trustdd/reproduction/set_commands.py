@@ -80,7 +80,7 @@ def _with_epochs(syn, epochs):
 @dataclass(frozen=True)
 class Evaluate(Work):
     "Train networks on a distilled set and test them."
-    file:FileName=MISSING               # a distilled set, NAME.safetensors
+    file:FileName=MISSING               # a distilled set, NAME.safetensors, or a run's folder
     n_nets:int|None=None                # networks to train; as the set's experiment says
     epochs:int|None=None                # of their training; the experiment's
     seed:int|None=None                  # of the networks; the experiment's
@@ -134,8 +134,9 @@ class Evaluate(Work):
 # %% ../../nbs/reproduction/96_set_commands.ipynb #0dfd9dfb
 def _check_ours(file):
     "`UserError` that says to import a file of another code first."
+    from trustdd.data.distilled_set import set_file
     from trustdd.distillation.foreign_files import NPY, NPZ, TORCH, what_is
-    what = what_is(file)
+    what = what_is(set_file(file)) # a run's folder has a set in it
     if what not in (NPY, NPZ, TORCH, "a folder"): return
     raise UserError(f"{file} is {what}, not a safetensors file of TrustDD; import it first: "
                     f"trustdd import {file} --dataset NAME --out NAME.safetensors")
