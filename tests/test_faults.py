@@ -1,5 +1,6 @@
 "What goes wrong around a command: folders and devices of others, processes left behind, locales, closed streams."
 import json, os, shutil, signal, stat, subprocess, sys, time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,60 @@ def test_the_list_goes_on_past_a_damaged_configuration(made, project, capfd, how
     if how != "a loop": assert main(["distill", *SMALL]) == 2 and "config.json" in capfd.readouterr().err
 
 
+@contextmanager
+def within(seconds):
+    "What waits for longer is an error, not a test that never ends."
+    def late(*_): raise TimeoutError("still waiting")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try: yield
+    finally: signal.alarm(0); signal.signal(signal.SIGALRM, before)
+
+
+def pipe(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def test_a_pipe_in_the_run_store_is_no_file(project, capfd):
+    "Whoever opened config.json or report.json waited for ever, and so did each command that looks into the store."
+    words = ["run", *SMALL, "--outliers", "poe"]
+    assert main(words) == 0
+    folder = next((project/"runs").rglob("report.json")).parent
+    pipe(project/"runs"/"buffers"/"digits"/"some"/"buffer.json")
+    for name in ("config.json", "images.json", "report.json", "distilled.safetensors", "log.jsonl", "logits.safetensors", "scores.safetensors", "checkpoint.safetensors"):
+        kept = (folder/name).read_bytes() if (folder/name).exists() else None
+        pipe(folder/name)
+        for asked in (["list"], words, ["distill", *words[1:]], ["show", str(folder)], ["status", "--preset", "smoke", "--runs", "runs", "--only", "fig02"]):
+            capfd.readouterr()
+            with within(100): status = main(asked)
+            out, err = capfd.readouterr()
+            assert status in (0, 2) and "Traceback" not in err, (name, asked, err)
+            if asked == ["list"]: assert [line.split()[0] for line in out.splitlines()[1:2]] == ["damaged" if name in ("config.json", "report.json") else "finished"]
+            if asked == words and name.endswith(".json"): assert status == 2 and name in err.splitlines()[-1]
+        (folder/name).unlink(missing_ok=True)
+        if kept is not None: (folder/name).write_bytes(kept)
+
+
+@pytest.mark.parametrize("name", ["fig02.csv", "fig02.json", "fig02.png", "tab01.md", ".stamps/fig02"])
+def test_a_pipe_among_the_figures_is_no_file(project, capfd, refused, name):
+    "explain, gallery and status say so, or go on without it."
+    shutil.copytree(ROOT/"figures"/"quick", project/"figures"/"quick", ignore=lambda folder, names: [n for n in names if not n.startswith(("fig02", "tab01", "quick"))])
+    pipe(project/"figures"/"quick"/name)
+    def ask(*words):
+        capfd.readouterr()
+        with within(100): status = main([*words])
+        err = capfd.readouterr().err
+        assert status in (0, 2) and "Traceback" not in err and err.count("\n") <= 1, (words, err)
+        return status, err
+    status, err = ask("explain", "figures/quick/fig02.csv", "0", "left")
+    if name in ("fig02.csv", "fig02.json"): assert status == 2 and "needs to be a figure's or table's numbers" in err
+    status, err = ask("gallery", "--figures", "figures")
+    if not name.startswith("."): assert name == "fig02.csv" or status == 2 and f"{name} is a pipe" in err
+    ask("status", "--out", "figures/quick", "--only", "fig02")
+
+
 def test_no_page_of_others_is_replaced(project, capfd):
     "An index.html of one's own in the folder of figures stays."
     from trustdd.reproduction.gallery import write_gallery
@@ -364,6 +419,19 @@ def test_no_process_is_left(project, how):
     assert gone(child.pid), (how, of_session(child.pid))
     assert "Traceback" not in err, err
     if how in ("SIGTERM", "SIGHUP"): assert child.returncode == 75 and "the same command continues" in err.splitlines()[-1]
+
+
+@linux
+def test_a_long_path_for_temporary_files(project):
+    "The server that starts workers listens at a socket in that folder; the name of a socket has 107 bytes. The command ended with: AF_UNIX path too long."
+    made = {}
+    (project/("long" * 30)).mkdir()
+    for name, folder in (("short", "/tmp"), ("long", project/("long" * 30))):
+        child = start(*EXPERTS[:EXPERTS.index("--train-epochs")], "--train-epochs", "2", "--device", "cpu", "--workers", "2", "--runs", name, cwd=project, env={**ENV, "TMPDIR": str(folder)})
+        _, err = child.communicate(timeout=300)
+        assert child.returncode == 0 and gone(child.pid), err
+        made[name] = [p.read_bytes() for p in sorted((project/name).rglob("expert*.safetensors"))]
+    assert len(made["short"]) == 4 and made["short"] == made["long"]
 
 
 @linux

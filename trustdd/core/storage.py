@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from .checks import UserError
+from .checks import regular_file, UserError
 
 try: import fcntl # where there is none, what a kill left half-written stays
 except ImportError: fcntl = None
@@ -32,8 +32,9 @@ def project_root(
 
 def _is_project(folder):
     "Has it a `settings.ini` with the name of this project?"
-    try: text = (folder/"settings.ini").read_text(encoding="utf-8", errors="replace")
-    except OSError: return False
+    file = folder/"settings.ini"
+    try: text = regular_file(file).read_text(encoding="utf-8", errors="replace")
+    except (OSError, UserError): return False
     return bool(re.search(r"^lib_name\s*=\s*trustdd\s*$", text, re.MULTILINE))
 
 # %% ../../nbs/core/03_storage.ipynb #a56bf14e
@@ -225,7 +226,8 @@ def read_lines(path) -> list:
     path = Path(path)
     if not path.exists(): return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = regular_file(path).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
         return rows and [*rows[:-1], unseal(rows[-1], *rows[:-1])]
     except (OSError, ValueError) as e: # a UserError is a ValueError
         raise UserError(f"{path} is damaged ({e}); delete it, and make it again") from None

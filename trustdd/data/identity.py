@@ -9,7 +9,7 @@ __all__ = ['listed_once', 'identity_of', 'dataset_identity', 'outside_identity',
 import json
 from contextlib import contextmanager
 
-from ..core.checks import UserError
+from ..core.checks import regular_file, UserError
 from ..core.storage import atomic_write, cache_file
 from .availability import have
 from .catalog import image_stamp, load_aux, load_dataset, load_ood
@@ -43,8 +43,8 @@ def _on_disk(name, folder, asked, make):
     "The same, kept beside the decoded images."
     path = cache_file(folder, f"identity {asked}").with_suffix(".json")
     stamp = f"{image_stamp(name, folder)} rules {RULES}"
-    try: kept = json.loads(path.read_text())
-    except (OSError, ValueError): kept = {}
+    try: kept = dict(json.loads(regular_file(path).read_text()))
+    except (OSError, ValueError, TypeError): kept = {}
     if kept.get("stamp") == stamp and kept.get("value"): return kept["value"]
     value = make()
     try: atomic_write(path, json.dumps(dict(stamp=stamp, value=value)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..core.checks import UserError
+from ..core.checks import regular_file, UserError
 from ..core.storage import atomic_write, seal, unseal
 
 # %% ../../nbs/distillation/41_trajectories.ipynb #bbf553bd
@@ -62,10 +62,10 @@ def _row(f, head, size, i):
 
 def _whole_rows(path, log, head, size) -> int:
     "How many rows are there with their checksums; what follows them is cut off."
-    text = log.read_text(encoding="utf-8") if log.exists() else ""
-    lines, good = text.splitlines(), 0
+    lines, good = [], 0
     try:
-        with open(path, "rb") as f:
+        if log.exists(): lines = regular_file(log).read_text(encoding="utf-8").splitlines()
+        with open(regular_file(path), "rb") as f:
             if f.read(len(head)) != head: lines = []
             for line in lines:
                 if unseal(json.loads(line))["crc32"] != zlib.crc32(_row(f, head, size, good)): break
@@ -141,7 +141,7 @@ class Trajectory:
                             "delete it or use another folder")
 
     def _read_log(self):
-        lines = self.lines.read_text(encoding="utf-8").splitlines()
+        lines = regular_file(self.lines).read_text(encoding="utf-8").splitlines()
         return [unseal(json.loads(line)) for line in lines]
 
     def snapshot(self,
@@ -163,5 +163,6 @@ def epochs_done(
     folder, # of a buffer
 ) -> int:
     "How many epochs of experts it holds, finished ones and unfinished ones."
-    logs = [p.read_bytes().splitlines() for p in Path(folder).glob("expert*.jsonl")]
+    found = filter(Path.is_file, Path(folder).glob("expert*.jsonl"))
+    logs = [p.read_bytes().splitlines() for p in found]
     return sum(max(len(lines) - 1, 0) for lines in logs)

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..core.checks import check_choice, UserError
+from ..core.checks import check_choice, regular_file, UserError
 from ..core.storage import atomic_write, seal, unseal
 from ..data.own import recorded
 from ..data.suites import kin_sets, ood_groups, usual_note
@@ -199,7 +199,7 @@ def _save(report, folder):
 
 def _load(path) -> Report:
     path = Path(path)/"report.json" if Path(path).is_dir() else Path(path)
-    try: return Report.from_json(path.read_text(encoding="utf-8"))
+    try: return Report.from_json(regular_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"cannot read the report {path}: {e}; make it again") from e
 

@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 import trustdd
+from ..core.checks import regular_file
 from ..core.storage import atomic_write, commit, data_root, project_root, runs_root
 from ..data.availability import have
 from ..data.identity import image_identities, listed_once
@@ -92,16 +93,19 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
     store, runs = runs_root(parameters.get("runs")), _described_runs(outputs)
     files |= {f"run {i}": p for i, p in enumerate(_run_files(store, runs))}
     files |= {p.name: p for p in [*beside, *outputs]} | {f"plug-in {p}": p for p in plugin_files()}
-    for name, path in files.items(): h.update(f"{name}\0".encode() + path.read_bytes())
+    for name, path in files.items():
+        h.update(f"{name}\0".encode() + regular_file(path).read_bytes())
     h.update("\0".join((_on_these_images(store, runs), str(data_root()), str(store))).encode())
     h.update(json.dumps(parameters, sort_keys=True).encode())
     return h.hexdigest()
+
+def _json(file): return json.loads(regular_file(file).read_text(encoding="utf-8"))
 
 def _described_runs(outputs):
     "The names of runs in a figure's description; of a cut one none, and its stamp does not fit."
     found = []
     for file in (p for p in outputs if p.suffix == ".json"):
-        try: found += dict(json.loads(file.read_text(encoding="utf-8"))).get("runs", [])
+        try: found += dict(_json(file)).get("runs", [])
         except (OSError, TypeError, ValueError): pass
     return found
 
@@ -115,8 +119,7 @@ def _on_these_images(store, runs) -> str:
     "What the images of runs, and the sets their data sets are usually tested on, are known by now."
     asked = set()
     for run in runs:
-        try: config, images = (json.loads((store/run/name).read_text(encoding="utf-8"))
-                               for name in ("config.json", "images.json"))
+        try: config, images = map(_json, (store/run/"config.json", store/run/"images.json"))
         except (OSError, ValueError): continue
         d = config["dataset"]
         aux = config.get("aux") or default_aux(d) if config["outliers"] == "oe" else ""
@@ -139,7 +142,7 @@ def stamp_of(
     name:str,   # of the item
 ) -> dict:
     "What was noted when it was made here: fingerprint, seconds, commit; {} if nothing was."
-    try: noted = json.loads((Path(out)/".stamps"/name).read_text(encoding="utf-8"))
+    try: noted = _json(Path(out)/".stamps"/name)
     except (OSError, ValueError): return {}
     return noted if isinstance(noted, dict) else {}
 

@@ -10,7 +10,7 @@ import csv, json, re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.checks import check_choice, UserError
+from ..core.checks import check_choice, regular_file, UserError
 
 # %% ../../nbs/reproduction/85_cells.ipynb #583a6ab3
 STATISTICS = ("mean", "std", "networks")
@@ -48,7 +48,8 @@ def find_cell(
     file = Path(file).with_suffix(".csv")
     try:
         rows = rows_of(file)
-        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        text = regular_file(file.with_suffix(".json")).read_text(encoding="utf-8")
+        about = json.loads(text)
     except (OSError, ValueError) as e:
         raise UserError(f"{file} needs to be a figure's or table's numbers, with its description "
                         f"{file.stem}.json beside it: {e}") from e
@@ -59,7 +60,8 @@ def find_cell(
 
 def rows_of(file) -> list:
     "The rows of a .csv, as dictionaries of texts."
-    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines(keepends=True)))
+    lines = regular_file(file).read_text(encoding="utf-8").splitlines(keepends=True)
+    return list(csv.DictReader(lines))
 
 # %% ../../nbs/reproduction/85_cells.ipynb #0d07f43e
 def _row_number(

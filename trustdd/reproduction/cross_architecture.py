@@ -162,6 +162,6 @@ def publish_transfer(
     folder, to = Path(folder), Path(to)
     names = "config.json", "ood.csv", "scores.safetensors", "report.json"
     for name in names:
-        if not (folder/name).exists():
+        if not (folder/name).is_file():
             raise UserError(f"{folder} has no {name}; make its figure or table again")
     for name in names: atomic_write(to/name, (folder/name).read_bytes())

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core.checks import UserError
+from ..core.checks import regular_file, UserError
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
 from .artifacts import made_when, notebooks_folder
@@ -36,7 +36,7 @@ class Entry:
     @property
     def preset(self) -> str: return self.facts["preset"]
 
-    def file(self, kind:str) -> Path: return self.folder/f"{self.name}.{kind}"
+    def file(self, kind:str) -> Path: return regular_file(self.folder/f"{self.name}.{kind}")
 
 # %% ../../nbs/reproduction/89_gallery.ipynb #a6a3bb61
 ABOUT = {
@@ -54,7 +54,7 @@ def entries(
     "The entries of a folder: figures, then tables, by name. `UserError`: one is not readable."
     found = []
     for path in sorted(Path(folder).glob("*.json")):
-        try: facts = json.loads(path.read_text(encoding="utf-8"))
+        try: facts = json.loads(regular_file(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise UserError(f"{path} is not readable ({e}); make {path.stem} again") from e
         if not isinstance(facts, dict) or facts.get("name") != path.stem: continue
@@ -119,8 +119,9 @@ def recorded_seconds(
     for run in entry.facts.get("runs", []):
         reports = [s/run/"report.json" for s in stores]
         report = next(filter(Path.exists, reports), None)
-        if not report: continue
-        for one in json.loads(report.read_text(encoding="utf-8")).get("runs", []):
+        try: runs = json.loads(regular_file(report).read_text(encoding="utf-8"))["runs"]
+        except (OSError, ValueError, TypeError, KeyError): continue # not there, or damaged
+        for one in runs:
             if "seconds" not in one: continue
             total += one["seconds"]["distilling"] + one["seconds"]["training"]
             known += 1
@@ -229,7 +230,7 @@ _TITLE = "<title>trustdd: figures and tables</title>" # of every page
 
 def _check_ours(page):
     "`UserError` if the page exists and is another one, such as that of your own site."
-    try: text = page.read_text(encoding="utf-8", errors="replace")
+    try: text = regular_file(page).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError: return
     if _TITLE not in text:
         raise UserError(f"{page} is not a page of figures; write the figures into another folder")

@@ -28,7 +28,7 @@ def publish(
     if logits: names.append("logits.safetensors")
     if _is_synthetic(run.exp): names.append("distilled.safetensors")
     for name in names:
-        if (run.folder/name).exists(): atomic_write(folder/name, (run.folder/name).read_bytes())
+        if (run.folder/name).is_file(): atomic_write(folder/name, (run.folder/name).read_bytes())
     add_scores(run, folder)
 
 def _is_synthetic(exp):

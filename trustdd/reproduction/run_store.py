@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..core.checks import UserError
+from ..core.checks import regular_file, UserError
 from ..core.deadline import try_lock
 from ..core.distributed import barrier, broadcast_from_rank0
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
@@ -111,7 +111,7 @@ def stored_images(
 ) -> dict:
     "What the images of a run are known by; `UserError` if nobody recorded it."
     file = Path(folder)/"images.json"
-    try: return unseal(json.loads(file.read_text()))
+    try: return unseal(json.loads(regular_file(file).read_text()))
     except ValueError:
         raise UserError(f"{file} is damaged; delete {folder} to run it again") from None
     except OSError:
@@ -122,7 +122,7 @@ def stored_images(
 def _config(folder):
     "The configuration in a folder, as it is stored."
     config = Path(folder)/"config.json"
-    try: return json.loads(config.read_text(encoding="utf-8"))
+    try: return json.loads(regular_file(config).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{config} is not readable; delete {folder} to run it again") from None
 
@@ -192,7 +192,7 @@ def reuse_distilled(
         if other == folder or not (other/"distilled.safetensors").exists(): continue
         if not same_training_images(exp, other, root): continue
         for name in ("log.jsonl", "dynamics.jsonl", "distilled.safetensors"):
-            if (other/name).exists(): atomic_write(folder/name, (other/name).read_bytes())
+            if (other/name).is_file(): atomic_write(folder/name, (other/name).read_bytes())
         return
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #89552fb1
@@ -240,8 +240,7 @@ def _row(folder, runs):
     made = "distilled" if (folder/"distilled.safetensors").exists() else "begun"
     row, state = {}, "running" if in_use(folder) else made
     try:
-        config = json.loads((folder/"config.json").read_text(encoding="utf-8"))
-        row = {k: v for k, v in config.items() if k in _LISTED}
+        row = {k: v for k, v in _config(folder).items() if k in _LISTED}
         if (folder/"report.json").exists():
             r, state = Report.load(folder), "finished"
             row |= dict(accuracy=round(r.accuracy_mean, 2), auroc=round(r.mean_auroc()[0], 2))
