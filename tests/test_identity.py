@@ -212,6 +212,73 @@ def test_a_run_stored_without_its_images_is_refused_with_what_to_do(here):
     with pytest.raises(UserError, match="record_images.py"): run_folder(made.exp, here/"runs")
 
 
+def test_images_replaced_while_a_run_is_computed(here, monkeypatch):
+    "OOD images are read after training. The run stored a result of the new ones under the name of the old."
+    import trustdd.reproduction.runs as runs
+    write_images(here/"data"/"pets", 1)
+    write_images(here/"data"/"odd", 2, classes=("x",), parts=("test",))
+    asked, learn = dict(dataset="pets", ood=("odd", "gaussian")), runs.train
+    def slow(*args, **kw):
+        write_images(here/"data"/"odd", 3, classes=("x",), parts=("test",))
+        return learn(*args, **kw)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "train", slow)
+        with pytest.raises(UserError, match="odd: not the images that .* was begun with; the same command"): run(here, **asked)
+    assert not list((here/"runs").rglob("report.json"))
+    new = run(here, **asked)
+    write_images(here/"data"/"odd", 2, classes=("x",), parts=("test",))
+    old = run(here, **asked)
+    assert old.folder != new.folder and "-images-" in new.folder.name
+    assert stored_images(old.folder)["ood"]["odd"] != stored_images(new.folder)["ood"]["odd"]
+    assert (old.distilled.images == new.distilled.images).all() # distilled once
+
+
+def test_images_replaced_while_another_process_has_the_run(here, monkeypatch):
+    "Between the choice of the folder and the lock there may be hours. The set of the old images became one of the new."
+    import trustdd.reproduction.runs as runs
+    from trustdd.reproduction.runs import load_or_distill
+    write_images(here/"data"/"pets", 1)
+    exp = Experiment(**SMALL | dict(dataset="pets", ood=("gaussian",)))
+    def distil(): return load_or_distill(exp, here/"runs", "cpu", here/"data", progress=False)
+    first, begin = distil(), runs.begin
+    (first.folder/"distilled.safetensors").unlink()
+    def late(*args):
+        write_images(here/"data"/"pets", 2)
+        return begin(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "begin", late)
+        with pytest.raises(UserError, match="dataset: not the images"): distil()
+    assert stored_images(first.folder) != stored_images(distil().folder)
+    write_images(here/"data"/"pets", 1)
+    assert distil().folder == first.folder
+
+
+def test_an_unfinished_run_is_not_taken_as_stored(here, monkeypatch):
+    "With --as-stored, the set of other images was tested on those that are here."
+    from trustdd.reproduction.runs import load_or_distill
+    write_images(here/"data"/"pets", 1)
+    exp = Experiment(**SMALL | dict(dataset="pets", ood=("gaussian",)))
+    first = load_or_distill(exp, here/"runs", "cpu", here/"data", progress=False)
+    write_images(here/"data"/"pets", 2)
+    monkeypatch.setenv("TRUSTDD_AS_STORED", "1")
+    second = run(here, dataset="pets", ood=("gaussian",))
+    assert second.folder != first.folder and not (first.folder/"report.json").exists()
+    write_images(here/"data"/"pets", 3)
+    assert run(here, dataset="pets", ood=("gaussian",)).folder == second.folder # finished: as stored
+
+
+def test_other_networks_are_not_tested_on_other_images(here):
+    "Their report lies in the folder of the run, whose images it is said to be of."
+    from trustdd.reproduction.cross_architecture import transfer
+    write_images(here/"data"/"pets", 1)
+    made = run(here, dataset="pets", ood=("gaussian",))
+    write_images(here/"data"/"pets", 2)
+    with pytest.raises(UserError, match="dataset: not the images"): transfer(made, "cpu", here/"data", progress=False, model="mlp")
+    assert not list(made.folder.glob("networks/*/report.json"))
+    write_images(here/"data"/"pets", 1)
+    assert transfer(made, "cpu", here/"data", progress=False, model="mlp").report.accuracy
+
+
 def test_images_that_are_not_here_are_taken_on_the_word_of_the_run(here):
     write_images(here/"data"/"textures", 1)
     made = run(here, dataset="digits", ood=("textures",))

@@ -27,7 +27,7 @@ from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
 from ..networks.compute import torch_threads
 from .jobs import in_processes, processes
-from .run_store import Run
+from .run_store import check_unchanged, Run
 from .validation import validation_sets
 
 # %% ../../nbs/reproduction/72_cross_architecture.ipynb #937011b9
@@ -102,6 +102,7 @@ def _there(folder):
 def _evaluate(run, exp, folder, device, root, progress):
     "Train, evaluate, and write `scores.safetensors` and the report."
     dataset, device, syn = prepared(exp, root), pick_device(device), run.distilled
+    check_unchanged(run.exp, run.folder, root)
     (folder/"report.json").unlink(missing_ok=True)
     keep = working_folder(folder, "training")
     with torch_threads(syn.provenance["threads"]):
@@ -109,6 +110,7 @@ def _evaluate(run, exp, folder, device, root, progress):
     if not StepTimer().next():
         raise OutOfTime(f"{folder}: {len(nets)} of {len(nets)} networks trained, to be evaluated")
     images, sources = validation_sets(exp, dataset, root)
+    check_unchanged(run.exp, run.folder, root)
     differs = differences(run.exp, exp)
     made = dict(distilled={k: v for k, v in syn.provenance.items() if k != "experiment"},
                 networks=nets[0].made | differs)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Run', 'listed', 'training_images', 'all_images', 'write_identity', 'stored_images', 'stored_experiment', 'run_folder',
-           'is_finished', 'begin', 'same_training_images', 'reuse_distilled', 'claimed', 'in_use', 'stored']
+           'is_finished', 'begin', 'check_unchanged', 'same_training_images', 'reuse_distilled', 'claimed', 'in_use',
+           'stored']
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #d8b82dbf
 import glob, itertools, json, os
@@ -47,10 +48,10 @@ class Run:
     def logits(self) -> Logits: return Logits.load(self._file("logits.safetensors"))
 
     @cached_property
-    def losses(self) -> list: return self._lines("log.jsonl")
+    def losses(self) -> list: return read_lines(self._file("log.jsonl"))
 
     @cached_property
-    def dynamics(self) -> list: return self._lines("dynamics.jsonl")
+    def dynamics(self) -> list: return read_lines(self._file("dynamics.jsonl"))
 
     def scores(self, kind:str="msp") -> Scores: # one of the scores; all but msp need the logits
         "The networks' score of every image; `UserError` if neither scores nor logits are kept."
@@ -64,9 +65,6 @@ class Run:
         if (self.folder/name).exists(): return self.folder/name
         raise UserError(f"{self.folder} has no {name}; "
                         f"it holds results without it (method {self.exp.method!r})")
-
-    def _lines(self, name):
-        return read_lines(self._file(name))
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #5c0e1d03
 def listed(
@@ -82,9 +80,8 @@ def training_images(
 ) -> dict:
     "What the images that `exp` learns from are known by: the data set, and auxiliary images."
     used = exp.outliers == "oe" or exp.holdout and not exp.ood # if held out: validated on them
-    return image_identities(exp.dataset, _aux(exp) if used else "", (), root, **own_code(exp))
-
-def _aux(exp): return getattr(exp, "aux", "") or default_aux(exp.dataset)
+    aux = getattr(exp, "aux", "") or default_aux(exp.dataset)
+    return image_identities(exp.dataset, aux if used else "", (), root, **own_code(exp))
 
 def all_images(
     exp:Experiment, # what is asked for
@@ -147,7 +144,8 @@ def run_folder(
     "The folder of a run on the images that are here; it need not exist."
     base = runs_root(runs)/run_name(exp)
     there = _variants(base)
-    if there and os.environ.get("TRUSTDD_AS_STORED"): return there[0]
+    made = [f for f in there if (f/"report.json").exists()]
+    if made and os.environ.get("TRUSTDD_AS_STORED"): return made[0]
     known = all_images(exp, root) if there else {}
     for folder in there:
         if not other_images(stored_images(folder), known): return folder
@@ -168,15 +166,19 @@ def begin(
     folder,         # where; claimed
     root=None,      # where data sets are
 ):
-    "Write what the folder is for, unless the run is finished."
-    if not is_finished(exp, folder): write_identity(exp, folder, root)
+    "Write what the folder is for, if it is new; `UserError` if it was begun with other images."
+    if is_finished(exp, folder): return
+    if (folder/"config.json").exists(): check_unchanged(exp, folder, root)
+    else: write_identity(exp, folder, root)
+
+def check_unchanged(exp, folder, root=None, but=()):
+    "`UserError` if sources of images, `but` these, are not as when the run was begun."
+    other = [n for n in other_images(stored_images(folder), all_images(exp, root)) if n not in but]
+    if other: raise UserError(f"{', '.join(other)}: not the images that {folder} was begun with; "
+                              "the same command takes those that are here now")
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #217026ef
-def same_training_images(
-    exp:Experiment, # what is asked for
-    folder,         # of a stored run
-    root=None,      # where data sets are
-) -> bool:
+def same_training_images(exp:Experiment, folder, root=None) -> bool:
     "Did the run in `folder` learn from the very images that are here?"
     return not other_images(stored_images(folder), training_images(exp, root))
 

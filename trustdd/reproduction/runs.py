@@ -30,7 +30,7 @@ from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
 from .jobs import in_processes, processes
 from .run_store import (
-    begin, claimed, is_finished, listed, reuse_distilled, Run, run_folder)
+    begin, check_unchanged, claimed, is_finished, listed, reuse_distilled, Run, run_folder)
 from .sides import distill_by_sides, distill_with_state, has_sides
 from .validation import validate, validation_sets
 
@@ -60,6 +60,8 @@ def compute(
         done = f"{len(nets)} of {len(nets)} networks trained"
         raise OutOfTime(f"{run_name(exp)}: {done}, to be evaluated")
     logits = _logits(exp, dataset, nets, made, seconds, device, root)
+    learned = ("dataset", "own") if exp.holdout else ("dataset", "own", "aux")
+    broadcast_from_rank0(lambda: check_unchanged(exp, folder, root, learned))
     if is_main_process(): _keep_results(logits, folder)
 
 def _longest(nets):
@@ -148,8 +150,8 @@ def load_or_run(
     folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     def finished(): return is_finished(exp, folder)
     if not broadcast_from_rank0(finished):
-        in_time = broadcast_from_rank0(StepTimer().next())
-        if not in_time: raise OutOfTime(f"{run_name(exp)}: not begun")
+        if not broadcast_from_rank0(StepTimer().next()):
+            raise OutOfTime(f"{run_name(exp)}: not begun")
         with main_process_first(): validation_sets(exp, _possible(exp, folder, device, root), root)
         with claimed(folder):
             broadcast_from_rank0(lambda: begin(exp, folder, root))
@@ -177,19 +179,18 @@ def load_or_distill(
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
     check_distillable(exp)
     folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
-    dataset = _distillable(exp, folder, device, root)
+    _distillable(exp, folder, device, root)
     with claimed(folder):
         broadcast_from_rank0(lambda: begin(exp, folder, root))
-        options = dict(every=every, progress=progress)
-        _distilled(exp, dataset, folder, runs_root(runs), device, root, **options)
+        _distilled(exp, prepared(exp, root), folder, runs_root(runs), device, root,
+                   every=every, progress=progress)
     return Run(exp, folder)
 
 def _distillable(exp, folder, device, root):
-    "The data set, as `_possible`; the OOD sets that are named are checked as well."
+    "`UserError` as in `_possible`, or if an OOD set that is named cannot be used."
     with main_process_first():
         dataset = _possible(exp, folder, device, root)
         if exp.ood: validation_sets(exp, dataset, root)
-    return dataset
 
 # %% ../../nbs/reproduction/70_runs.ipynb #35621b31
 def needs_experts(
@@ -201,9 +202,8 @@ def needs_experts(
     "Will `exp` need experts? Raises `UserError`, before any is trained, if the run cannot be made."
     folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     _distillable(exp, folder, device, root)
-    def needed():
-        if is_finished(exp, folder) or exp.method != "mtt": return False
-        return not (folder/"distilled.safetensors").exists()
+    def needed(): return (not is_finished(exp, folder) and exp.method == "mtt"
+                          and not (folder/"distilled.safetensors").exists())
     return broadcast_from_rank0(needed)
 
 # %% ../../nbs/reproduction/70_runs.ipynb #9e0a616c
