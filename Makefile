@@ -17,7 +17,10 @@ help: ## list what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo "  with PRESET=smoke|quick|cifar|long|paper, ONLY=fig02,tab01 (paper), ONLY=poe (test), WORKERS=N (paper), BUDGET=SECONDS (bench-gpu), PYTHON=python3.12 (setup)"
 
-setup: .venv/.stamp ## make .venv with everything in it, with uv where that is installed; does nothing if it is up to date
+# By their content, not their dates: those of a clock that was set back would leave an old environment.
+READY := .venv/.ready-$(firstword $(shell cat setup.py settings.ini constraints.txt 2>/dev/null | cksum))
+
+setup: $(READY) ## make .venv with everything in it, with uv where that is installed; does nothing if it is up to date
 
 # uv makes the same environment as pip, faster. `make setup UV=` does without it.
 ifeq ($(UV),)
@@ -30,13 +33,14 @@ VENV    := $(UV) venv --quiet --seed --allow-existing --python $(PYTHON) .venv
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
 endif
 
-.venv/.stamp: setup.py settings.ini constraints.txt
+$(READY):
 	@$(RUN) tools/check_python.py > /dev/null || \
 	  { echo "cannot use $(PYTHON); name another Python, 3.10 or newer: make setup PYTHON=python3.12" >&2; exit 1; }
 	@test -n "$(UV)" || $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make virtual environments; install its venv package (Debian, Ubuntu: apt install python3-venv), or uv" >&2; exit 1; }
 	$(VENV)
 	$(INSTALL) $$($(BIN)/python tools/check_python.py 2>/dev/null) -e '.[dev]'
+	@rm -f .venv/.ready-*
 	@touch $@
 
 prepare: setup ## before a commit: run the index, clean the notebooks, export the package, make the README
@@ -76,7 +80,7 @@ paper: setup ## every figure and table, into figures/PRESET
 book: .venv/.book ## the book, a site that opens from the disk: build/book/html/index.html
 	$(BIN)/python tools/book.py
 
-.venv/.book: .venv/.stamp
+.venv/.book: $(READY)
 	$(INSTALL) $$($(BIN)/python tools/check_python.py 2>/dev/null) -e '.[book]'
 	@touch $@
 

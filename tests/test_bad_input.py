@@ -407,6 +407,43 @@ def test_a_failing_notebook_does_not_stop_the_others(atlas, project, capfd):
     assert (made/"fig01.json").exists() and not list(made.glob("tab01*")) and not (made/".stamps"/"tab01").exists()
 
 
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_disk_that_fills_up_while_a_notebook_is_written(atlas, project, monkeypatch, capfd, call):
+    "papermill writes after every cell. Half a notebook is not kept, in one line; with room again, the same command makes it."
+    from papermill.iorw import LocalHandler
+    write, calls = LocalHandler.write, []
+    def full(self, text, path):
+        calls.append(path)
+        if len(calls) < call: return write(self, text, path)
+        write(self, text[:len(text) // 2], path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalHandler, "write", full)
+        assert main(["paper", "--preset", "smoke", "--only", "fig01"]) == 1
+    out, err = capfd.readouterr()
+    assert len(calls) >= call and "fig01  FAILED" in out and "No space left on device" in out and "Traceback" not in err
+    made = project/"figures"/"smoke"
+    assert not list(made.rglob("*.ipynb")) and not list(made.rglob("fig01")) and not list(made.rglob(".trustdd"))
+    assert main(["paper", "--preset", "smoke", "--only", "fig01"]) == 0
+    assert json.loads((made/"notebooks"/"fig01.ipynb").read_text())["cells"]
+
+
+def test_the_clock_decides_nothing(atlas, project, monkeypatch, capfd):
+    "Set back or forward between two calls, with files from the future or from 1970: what is up to date stays so, and what has changed is made again."
+    words = ["paper", "--preset", "smoke", "--only", "fig01"]
+    assert main(words) == 0
+    for seconds in (0, 4_000_000_000):
+        for path in project.rglob("*"): os.utime(path, (seconds, seconds))
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda: float(seconds + 1))
+            assert main(words) == 0
+        assert "fig01  up to date." in capfd.readouterr().out
+    old = (atlas/"fig01_good.ipynb").stat()
+    notebook(atlas/"fig01_good.ipynb", GOOD + "\n# another version")
+    os.utime(atlas/"fig01_good.ipynb", ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert main(words) == 0 and "fig01  made." in capfd.readouterr().out
+
+
 def test_wrong_words_to_paper(refused, atlas):
     line = refused("paper", "--preset", "smoke", "--only", "fig01,fig99")
     assert "fig99" in line and "fig01, tab01" in line
