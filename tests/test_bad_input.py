@@ -111,6 +111,12 @@ def test_wrong_words_to_evaluate(refused, finished, project, words, said):
     for part in said.split(): assert part in line
 
 
+def test_a_dry_run_refuses_what_a_run_would(refused, project):
+    small = "--dataset digits --preset smoke --ipc 1 --iterations 1 --device cpu --dry-run".split()
+    assert "nosuch" in refused("run", *small, "--ood", "nosuch")
+    assert "in-distribution" in refused("run", *small, "--ood", "digits")
+
+
 def test_a_data_set_that_does_not_fit_the_distilled_set(refused, finished, project):
     finished.save(project/"set.safetensors")
     assert "shape" in refused("evaluate", "set.safetensors", "--dataset", "digits@16")

@@ -323,7 +323,7 @@ def test_answers_without_a_table_are_printed(files, shell):
 
 
 @pytest.mark.parametrize("words, said", [
-    ("predict", "Required"), ("predict model.safetensors", "files"), ("predict nowhere.safetensors scans", "nowhere"),
+    ("predict", "predict needs file"), ("predict model.safetensors", "files"), ("predict nowhere.safetensors scans", "nowhere"),
     ("predict set.safetensors scans", "not a rejector"), ("predict model.safetensors nowhere", "nowhere"),
     ("predict model.safetensors empty", "no image in empty"), ("predict model.safetensors scans --out scans", "scans is a folder"),
     ("predict model.safetensors scans --out model.safetensors", "choose another"),

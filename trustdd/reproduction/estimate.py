@@ -25,6 +25,7 @@ from ..networks.training import fit
 from .run_store import is_finished, run_folder
 from .sides import (
     has_sides, side_experiment, side_folder, sides_of, stored_side)
+from .validation import validation_sets
 
 # %% ../../nbs/reproduction/74_estimate.ipynb #6f7b4576
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def estimate(
     folder = run_folder(exp, runs, root)
     if is_finished(exp, folder): return Estimate(exp, True, (), 0)
     dataset = prepared(exp, root)
+    validation_sets(exp, dataset, root) # what a run would refuse, now
     stages = _distilling(exp, dataset, folder, runs, device, root, timed)
     normalise = None
     if exp.method == "full":

@@ -196,6 +196,7 @@ class Show(Command):
         out = Path(self.out or file.with_suffix(".png")).resolve()
         if out == file.resolve():
             raise UserError(f"--out {self.out} is the distilled set itself; name a picture")
+        if out.suffix.lower() != ".png": raise UserError(f"--out {self.out}: name it NAME.png")
         fig = set_picture(syn, self.classes, self.rows)
         atomic_write(out, render(fig, metadata={"Software": None}))
         print(f"{syn!r}\n{out}")
