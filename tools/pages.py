@@ -116,9 +116,9 @@ def number(value, form):
     return "" if value is None else format(value, form)
 
 
-def speed():
-    "The benchmark's table, and where it was measured."
-    rows, machine = stored("latest"), stored("latest-machine")
+def speed(name="latest"):
+    "A benchmark's table, and where it was measured."
+    rows, machine = stored(name), stored(f"{name}-machine")
     lines = ["| | here, s | plain, s | ratio | share of the matrix-product rate |", "|---|---|---|---|---|"]
     lines += [f"| {r['name']} | {r['ours_s']:.3g} | {r['plain_s']:.3g} | {r['ratio']:.2f} "
               f"| {number(r['share_of_gemm'], '.0%')} |" for r in rows if r["plain_s"]]
