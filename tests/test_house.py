@@ -82,6 +82,19 @@ def test_no_line_is_longer_than_100_characters():
     assert not wrong
 
 
+def paths_in(cells):
+    "The absolute paths of a machine in what cells print or return."
+    text = json.dumps([cell.get("outputs", []) for cell in cells])
+    return re.findall(r"(?<![\w.<:/])/(?:work|tmp|root|home|Users)/[\w./-]+", text)
+
+
+def test_no_stored_output_shows_a_path_of_the_machine():
+    assert paths_in([dict(outputs=["see /home/me/x.png"])]) == ["/home/me/x.png"]
+    found = {path.name: paths_in(json.loads(path.read_text(encoding="utf-8"))["cells"])
+             for path in count.notebooks(ROOT/"nbs")}
+    assert found and not {name: paths for name, paths in found.items() if paths}
+
+
 def test_no_private_name_is_imported():
     assert not count.private_imports(PACKAGE)
 

@@ -90,6 +90,7 @@ class Paper(Command):
             print("".join(shlex.join(c) + "\n" for c in lacking(made, self.runs)), end="")
         return 0
 
+# %% ../../nbs/reproduction/98_cli.ipynb #d39f04a6
 def _show_gallery(done, out, runs):
     "Print how many claims held, of those items that were made, and write the page."
     from trustdd.reproduction.gallery import (

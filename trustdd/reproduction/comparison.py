@@ -154,6 +154,7 @@ def _reference_of(e, entrants):
     alike = (o for o in entrants if o.reference and o.exp.method == "random")
     return next((o for o in alike if e.syn and len(o.syn.images) == len(e.syn.images)), None)
 
+# %% ../../nbs/reproduction/92_comparison.ipynb #f8acbeb6
 def _text(value):
     "A cell: 36.4 ± 0.8, 3.2, or a dash."
     if value is None: return "–"
@@ -171,8 +172,7 @@ def _csv(rows) -> str:
         plain.append(flat)
     names = list(dict.fromkeys(k for row in plain for k in row))
     writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain)
+    writer.writerows([dict(zip(names, names)), *plain])
     return out.getvalue()
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #921c9d39
@@ -189,6 +189,7 @@ class Comparison:
         widths = [max(map(len, column)) for column in zip(*cells)]
         return "\n".join("  ".join(t.rjust(w) for t, w in zip(row, widths)) for row in cells)
 
+# %% ../../nbs/reproduction/92_comparison.ipynb #b4d0a144
 def compare(
     files,              # distilled sets of one data set, NAME.safetensors
     out,                # a folder for the page
@@ -202,8 +203,7 @@ def compare(
     **recipe,           # fields of training, network, augmentation or tests for all of them
 ) -> Comparison:
     "Train and test networks on each set in one way, and rank the sets; writes a page and a .csv."
-    check_int("n_nets", n_nets, 1)
-    check_int("seed", seed, 0)
+    for k, v, least in (("n_nets", n_nets, 1), ("seed", seed, 0)): check_int(k, v, least)
     check_choice("by", by, BY)
     sets, out, options = _sets(list(files)), writable(out), dict(device=device, root=root)
     first = next(iter(sets.values())).experiment

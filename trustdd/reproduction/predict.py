@@ -52,6 +52,7 @@ def _real_images(
 _Name = Positional[Annotated[str, arg(metavar="file")]]
 _Names = Positional[Annotated[list[str], arg(metavar="[files ...]")]]
 
+# %% ../../nbs/reproduction/97_predict.ipynb #8a35bbc1
 @dataclass(frozen=True)
 class Reject:
     "Make a model of a distilled set: networks with a threshold, for trustdd predict."
@@ -97,6 +98,7 @@ class Reject:
         exp = to_dict(replace(syn.experiment, epochs=self.epochs))
         return replace(syn, provenance=syn.provenance | dict(experiment=exp))
 
+# %% ../../nbs/reproduction/97_predict.ipynb #77256fbc
 def _output(out, *inputs) -> Path:
     "The file to write; `UserError` if it cannot be written, or is one of the inputs."
     path = Path(out)
