@@ -33,7 +33,7 @@ class Method:
         device="cpu",   # where the state is
     ):
         "The state before the first iteration."
-        raise NotImplementedError
+        raise UserError(f"method {self.name!r} has no start; write one")
 
     def check(self, exp:Experiment, dataset, pool=None):
         "Raise `UserError` if a distillation could not start from these images; called beforehand."
@@ -60,7 +60,7 @@ class Method:
         context,        # from `prepare`
     ):
         "One iteration. A `FloatingPointError` raised here leaves the state as it was."
-        raise NotImplementedError
+        raise UserError(f"method {self.name!r} has no step; write one")
 
 # %% ../../nbs/distillation/35_methods.ipynb #c6eee576
 _methods = {}
