@@ -76,18 +76,20 @@ def commands():
 # --- results: made from figures/ and benchmarks/
 
 def figures(preset, *names):
-    "Figures and tables under their titles, with captions and verdicts."
+    "Figures and tables under their titles, with captions, claims and verdicts."
     from trustdd.reproduction import gallery
     titles, parts = gallery.notebooks(), []
     for entry in gallery.entries(ROOT/"figures"/preset):
         if entry.name not in names: continue
-        notebook, title = titles[entry.name]
+        name, (notebook, title) = entry.name, titles[entry.name]
         body = f"![{entry.name}](../figures/{preset}/{entry.name}.png)"
         if entry.file("md").exists():
             lines = entry.file("md").read_text(encoding="utf-8").splitlines()
             body = "\n".join(line for line in lines if line.startswith("|"))
-        parts.append(f"### [{title}](../nbs/paper/{notebook.name})\n\n{body}\n\n"
-                     f"{entry.facts['caption']}\n\n*{entry.facts['verdict']}*")
+        made = f"figures/{preset}/notebooks/{name}.ipynb" # with its outputs, where it is kept
+        place = made if (ROOT/made).exists() else f"nbs/paper/{notebook.name}"
+        parts.append(f"### [{title}](../{place})\n\n{body}\n\n{entry.facts['caption']}\n\n"
+                     f"**Claim.** {entry.facts['claim']}\n\n*{entry.facts['verdict']}*")
     return "\n\n".join(parts)
 
 

@@ -135,12 +135,12 @@ class DistilledSet:
         rows = [self.images[firsts]]
         if len(self.outliers) >= self.n_classes:
             rows.append(self.outliers[::len(self.outliers) // self.n_classes][:n])
-        x = (255 * self.denormalise(torch.cat(rows))).round().to(torch.uint8)
-        strips = [torch.cat(list(row), 2) for row in x.split(n)]
+        x, zoom = self.denormalise(torch.cat(rows)), max(1, 32 // self.shape[1])
+        x = x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+        x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=.7) # a grey frame around each
+        strips = [torch.cat(list(row), 2) for row in (255 * x).round().to(torch.uint8).split(n)]
         pixels = torch.cat(strips, 1).permute(1, 2, 0).squeeze(2).numpy()
-        zoom = max(1, 32 // self.shape[1])
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        return picture.resize((picture.width * zoom, picture.height * zoom), Image.NEAREST)
+        return Image.fromarray(np.ascontiguousarray(pixels))
 
     def _repr_png_(self):
         "The picture that a notebook shows; none of whitened images, which would need real ones."

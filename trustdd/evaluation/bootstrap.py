@@ -112,8 +112,9 @@ def _resampled(groups, wanted, score, n_boot, seed):
 
 # %% ../../nbs/evaluation/61_bootstrap.ipynb #120873e3
 def signed(x:float) -> str:
-    "A difference as +3.6; one more digit where it would read +0.0."
-    return f"{x:+.1f}" if abs(x) >= .05 else f"{x:+.2f}"
+    "A difference as +3.6; more digits, three at most, where it would read +0.0."
+    digits = next((d for d in (1, 2) if abs(x) >= .5 / 10**d), 3)
+    return f"{x:+.{digits}f}"
 
 def _plural(n, what): return f"{n:,} {what}{'s' * (n != 1)}"
 
@@ -137,14 +138,13 @@ class Difference:
 
     @property
     def over(self) -> str:
-        "What the interval is over, such as: 3 seeds × 3 networks, 1,000 images a side."
+        "What the interval is over, such as: 3 seeds × 3 networks, 1,000 images per set."
         few, most = self.n_images
         images = f"{few:,} to " * (few != most) + _plural(most, "image")
-        alone = ""
-        if self.n_seeds == 1:
-            alone = ", so over images alone" if self.n_nets == 1 else ", so not over seeds"
+        other = "networks" if self.n_nets == 1 else "seeds"
+        alone = f", other {other} may differ" * (self.n_seeds == 1)
         groups = f"{_plural(self.n_seeds, 'seed')} × {_plural(self.n_nets, 'network')}"
-        return f"{groups}{alone}, {images}{' a side' * self.side}"
+        return f"{groups}{alone}, {images}{' per set' * self.side}"
 
     def above(self, margin:float=0.) -> bool:
         "Does all of the interval (and with it the mean) lie above the margin?"

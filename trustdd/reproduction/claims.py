@@ -47,7 +47,7 @@ class Comparison:
     mean:float  # A minus B
     low:float   # of the 95% interval; NaN without
     high:float  # likewise
-    short:str   # for a list of several: the difference and its interval alone
+    short:str   # for a list of several: the difference and [its interval] alone
     over:str    # what the interval is over, or why there is none
 
     @property
@@ -99,7 +99,7 @@ def _in_words(d, margin=0.0) -> Comparison:
     held = supported(d.mean, d.low, margin)
     word, kin = _word(held, d.high, margin), f" {d.left_out}" * bool(d.without)
     return Comparison(held, f"{d}{word}", d.mean, d.low, d.high,
-                      f"{signed(d.mean)}{kin}, {d.interval}{word}", f"95% intervals over {d.over}")
+                      f"{signed(d.mean)}{kin} [{d.interval}]{word}", f"95% intervals over {d.over}")
 
 # %% ../../nbs/reproduction/82_claims.ipynb #685c700d
 _PARTS = ("near", "far", "mean", "noise")

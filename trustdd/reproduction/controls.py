@@ -17,7 +17,7 @@ CONTROLS = {  # name → outliers, and the fields that differ
     "mixtures of two": ("poe", dict(corruptions=("average",))),
     "pure noise": ("poe", dict(corruptions=("noise",))),
 }
-DRAWS = {"POE, draw 2": 1, "POE, draw 3": 2} # name → outlier_draw
+DRAWS = {"POE as drawn (2)": 1, "POE as drawn (3)": 2} # name → outlier_draw
 
 # %% ../../nbs/reproduction/83_controls.ipynb #a7fba648
 def control_experiments(
@@ -76,7 +76,7 @@ def controls_verdict(
         plain = found.pop("no outliers")
         best = min(found, key=lambda name: found[name].mean)
         gains = gains or found
-        parts.append(f"{what}: over no outliers {plain.short}; over the best control, {best}, "
+        parts.append(f"{what}: over no outliers {plain.short}; over the best control ({best}) "
                      f"{found[best].short}")
     if "POE distilled" in groups:
         gain = compare(groups["POE distilled"], groups["POE as drawn"], "mean_auroc", score)
