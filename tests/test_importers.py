@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import one_thread
+from conftest import content, one_thread
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment, to_dict
 from trustdd.data.catalog import load_dataset
@@ -365,6 +365,31 @@ def test_a_set_that_is_exported_comes_back_to_the_last_digit(project, layout, me
     for what in ("images", "labels", "outliers"): assert torch.equal(getattr(back, what), getattr(syn, what)), what
     assert (back.mean, back.std, back.classes) == (syn.mean, syn.std, syn.classes)
     assert judge("out.safetensors", project/"a") == judge("ours.safetensors", project/"b")
+
+
+@pytest.mark.parametrize("layout", ["dc", "mtt"])
+def test_a_whitened_set_comes_back_whitened(project, layout):
+    "It came back as one that is only normalised, and was tested on images that are not whitened."
+    with one_thread(): syn = distill(Experiment(dataset="digits", method="random", preset="smoke", ipc=2, zca=True), device="cpu", progress=False)
+    file = syn.export("theirs", layout)
+    for recipe in ("dsa", "mtt"):
+        back = import_set(file, dataset="digits", recipe=recipe)
+        assert back.experiment.zca and torch.equal(back.images, syn.images) and "whitened" in back.provenance["imported"]["note"]
+        with pytest.raises(UserError, match="whitened"): import_set(file, dataset="digits", recipe=recipe, zca=False)
+    with pytest.raises(UserError, match="no place for whitening"): syn.export("pictures", "folder")
+
+
+@pytest.mark.parametrize("layout", ["mtt", "folder"])
+def test_two_sets_are_not_mixed_in_one_folder(project, layout):
+    "The step size, the outliers or the images of the first were read with the images of the second."
+    with one_thread(): syn = distill(Experiment(dataset="digits", method="random", preset="smoke", ipc=2), device="cpu", progress=False)
+    more = dict(lr=0.5) if layout == "mtt" else dict(images=syn.images.repeat(2, 1, 1, 1), labels=syn.labels.repeat(2))
+    replace(syn, **more).export("theirs", layout)
+    before = content(project)
+    with pytest.raises(UserError, match="of another set"): syn.export("theirs", layout)
+    assert content(project) == before
+    replace(syn, **more).export("theirs", layout)  # the same once more
+    assert content(project) == before
 
 
 @pytest.mark.parametrize("layout", ["dc", "mtt"])
