@@ -12,6 +12,7 @@ from conftest import content, one_thread
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment, to_dict
 from trustdd.data.catalog import load_dataset
+from trustdd.data.dataset import from_tensors
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
 from trustdd.distillation.importers import import_set
@@ -377,6 +378,13 @@ def test_a_whitened_set_comes_back_whitened(project, layout):
         assert back.experiment.zca and torch.equal(back.images, syn.images) and "whitened" in back.provenance["imported"]["note"]
         with pytest.raises(UserError, match="whitened"): import_set(file, dataset="digits", recipe=recipe, zca=False)
     with pytest.raises(UserError, match="no place for whitening"): syn.export("pictures", "folder")
+
+
+def test_two_classes_have_two_names(made, project):
+    "The labels of one were read as the other's, wherever classes are looked up by name."
+    with pytest.raises(UserError, match="name one twice"): import_set(as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt"), dataset="mine", classes="a,a".split(","), shape=(1, 8, 8), mean=0.5, std=0.5)
+    x, y = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), [0, 1, 0, 1]
+    with pytest.raises(UserError, match="two classes have one name"): from_tensors("mine", x, y, x, y, ["a", "a"])
 
 
 @pytest.mark.parametrize("layout", ["mtt", "folder"])
