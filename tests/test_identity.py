@@ -190,6 +190,13 @@ def test_digits_are_digits_in_capitals_and_in_another_size(here):
             run(here, dataset=dataset, ood=(ood,))
 
 
+def test_test_images_that_are_training_images_are_said(here):
+    write_images(here/"data"/"pets", 1)
+    shutil.rmtree(here/"data"/"pets"/"test")
+    shutil.copytree(here/"data"/"pets"/"train", here/"data"/"pets"/"test")
+    with pytest.warns(UserWarning, match="12 of the test images of pets are training images too"): run(here, dataset="pets", ood=("gaussian",))
+
+
 def test_one_ood_set_counts_once(here):
     with pytest.raises(UserError, match="'gaussian', which is tested already"):
         run(here, dataset="digits", ood=("gaussian", "noise"))
