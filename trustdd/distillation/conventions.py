@@ -143,7 +143,8 @@ def whitening(
                         "say which method it is")
     if zca is False and got.whitened:
         raise UserError("zca = False, but the file or images_zca_* beside it says it is whitened")
-    if zca is None and got.whitened: return True, "whitened, as the file or images_zca_* beside it says"
+    if zca is None and got.whitened:
+        return True, "whitened, as the file or images_zca_* beside it says"
     if zca is None and usual: return None, ""
     return bool(zca), ""
 
