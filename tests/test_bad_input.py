@@ -69,6 +69,7 @@ def tree(folder, classes=("cat", "dog"), n=12, size=(16, 16)):
     ("distill --device tpu", "tpu cpu cuda"),
     ("distill --device cuda:99", "cuda:99 cpu"),
     ("distill --device cuda:one", "cuda:one cpu"),
+    (os.fsdecode(b"distill --dataset ./b\xe9b\xe9"), "dataset udce9 UTF-8 PYTHONUTF8=1"),
     ("distill --ipc 0", "ipc 0 1 or more"),
     ("distill --ipc -3", "ipc -3 1 or more"),
     ("distill --ipc ten", "--ipc ten whole number"),
@@ -102,6 +103,7 @@ def test_wrong_words(refused, words, said):
     ("--ood digits", "digits in-distribution"),
     ("--select best", "best last best_on_test"),
     ("--seed one", "--seed one"),
+    ("--seed -1", "seed -1 0 or more"),
     ("--fpr95 closest", "closest first nearest"),
     ("--aupr smooth", "smooth step trapezoid"),
 ], ids=str)

@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.buffers import buffer_name
+from trustdd.distillation.distillation import distill
 from trustdd.evaluation.evaluation import evaluate
 from trustdd.networks.training import train
+from trustdd.reproduction.comparison import compare
 from trustdd.reproduction.run_store import run_folder, stored_images
 from trustdd.reproduction.runs import load_or_run
 
@@ -65,6 +68,25 @@ def test_images_replaced_under_the_same_names_and_times(here):
     assert second.folder != first.folder
     write_images(here/"data"/"pets", 1)
     assert run(here, dataset="pets", ood=("gaussian",)).folder == first.folder
+
+
+def test_a_comparison_measures_again_what_has_changed(here):
+    "Its numbers were kept under the pixels of the set alone; step size, soft labels and test images make them others."
+    write_images(here/"data"/"pets", 1, n=20)
+    exp = Experiment(dataset="pets", ood=("skimage-textures", "gaussian"), **SMALL | dict(epochs=9, strategy="none"))
+    syn = distill(exp, root=here/"data", device="cpu", progress=False)
+    def rows(out="page"): return compare(["a.safetensors"], out, 1, device="cpu", root=here/"data", references=()).rows
+    def other_images(): write_images(here/"data"/"pets", 3, n=20, parts=("test",))
+    def other_step(): replace(syn, lr=0.3).save("a.safetensors")
+    def other_labels(): replace(syn, lr=0.3, soft=torch.tensor([[0.2, 0.8], [0.9, 0.1]])).save("a.safetensors")
+    syn.save("a.safetensors")
+    before = rows()
+    assert rows() == before
+    for k, change in enumerate((other_images, other_step, other_labels)):
+        change()
+        after = rows()
+        assert after != before and after == rows(f"new{k}"), change
+        before = after
 
 
 def test_images_replaced_with_the_same_size_and_date(here):
@@ -166,6 +188,13 @@ def test_digits_are_digits_in_capitals_and_in_another_size(here):
     for dataset, ood in (("digits", "Digits"), ("digits@16", "digits")):
         with pytest.raises(UserError, match="the in-distribution data set"):
             run(here, dataset=dataset, ood=(ood,))
+
+
+def test_test_images_that_are_training_images_are_said(here):
+    write_images(here/"data"/"pets", 1)
+    shutil.rmtree(here/"data"/"pets"/"test")
+    shutil.copytree(here/"data"/"pets"/"train", here/"data"/"pets"/"test")
+    with pytest.warns(UserWarning, match="12 of the test images of pets are training images too"): run(here, dataset="pets", ood=("gaussian",))
 
 
 def test_one_ood_set_counts_once(here):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import one_thread
+from conftest import content, one_thread
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment, to_dict
 from trustdd.data.catalog import load_dataset
+from trustdd.data.dataset import from_tensors
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
 from trustdd.distillation.importers import import_set
@@ -365,6 +366,38 @@ def test_a_set_that_is_exported_comes_back_to_the_last_digit(project, layout, me
     for what in ("images", "labels", "outliers"): assert torch.equal(getattr(back, what), getattr(syn, what)), what
     assert (back.mean, back.std, back.classes) == (syn.mean, syn.std, syn.classes)
     assert judge("out.safetensors", project/"a") == judge("ours.safetensors", project/"b")
+
+
+@pytest.mark.parametrize("layout", ["dc", "mtt"])
+def test_a_whitened_set_comes_back_whitened(project, layout):
+    "It came back as one that is only normalised, and was tested on images that are not whitened."
+    with one_thread(): syn = distill(Experiment(dataset="digits", method="random", preset="smoke", ipc=2, zca=True), device="cpu", progress=False)
+    file = syn.export("theirs", layout)
+    for recipe in ("dsa", "mtt"):
+        back = import_set(file, dataset="digits", recipe=recipe)
+        assert back.experiment.zca and torch.equal(back.images, syn.images) and "whitened" in back.provenance["imported"]["note"]
+        with pytest.raises(UserError, match="whitened"): import_set(file, dataset="digits", recipe=recipe, zca=False)
+    with pytest.raises(UserError, match="no place for whitening"): syn.export("pictures", "folder")
+
+
+def test_two_classes_have_two_names(made, project):
+    "The labels of one were read as the other's, wherever classes are looked up by name."
+    with pytest.raises(UserError, match="name one twice"): import_set(as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt"), dataset="mine", classes="a,a".split(","), shape=(1, 8, 8), mean=0.5, std=0.5)
+    x, y = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), [0, 1, 0, 1]
+    with pytest.raises(UserError, match="two classes have one name"): from_tensors("mine", x, y, x, y, ["a", "a"])
+
+
+@pytest.mark.parametrize("layout", ["mtt", "folder"])
+def test_two_sets_are_not_mixed_in_one_folder(project, layout):
+    "The step size, the outliers or the images of the first were read with the images of the second."
+    with one_thread(): syn = distill(Experiment(dataset="digits", method="random", preset="smoke", ipc=2), device="cpu", progress=False)
+    more = dict(lr=0.5) if layout == "mtt" else dict(images=syn.images.repeat(2, 1, 1, 1), labels=syn.labels.repeat(2))
+    replace(syn, **more).export("theirs", layout)
+    before = content(project)
+    with pytest.raises(UserError, match="of another set"): syn.export("theirs", layout)
+    assert content(project) == before
+    replace(syn, **more).export("theirs", layout)  # the same once more
+    assert content(project) == before
 
 
 @pytest.mark.parametrize("layout", ["dc", "mtt"])

@@ -5,11 +5,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from PIL import Image
 
 import trustdd
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment, run_name
 from trustdd.data import own
+from trustdd.evaluation.ood_sets import load_ood_sets
 from trustdd.evaluation.scores import FITTED, SCORES
 from trustdd.reproduction.run_store import stored_images
 from trustdd.reproduction.runs import load_or_run
@@ -99,7 +101,6 @@ def test_outliers_that_are_tested_on_are_refused(tmp_path):
 
 
 def test_a_folder_of_images_gets_a_name(tmp_path):
-    from PIL import Image
     (tmp_path/"test"/"drawn").mkdir(parents=True)
     for i, x in enumerate(squares(200)[:5, 0]): Image.fromarray(x.numpy()).save(tmp_path/f"test/drawn/{i}.png")
     trustdd.ood_set("drawings", tmp_path)
@@ -112,6 +113,22 @@ def test_a_folder_of_images_gets_a_name(tmp_path):
 def scores():
     "What a test registers is gone after it."
     with patch.dict(SCORES), patch.dict(FITTED): yield
+
+
+@pytest.mark.parametrize("name", ["auroc", "fpr95_in", "accuracy", "near", "far", "noise", "mean", "ood", "metric", "std"])
+def test_a_score_is_not_called_like_a_column(scores, name):
+    with pytest.raises(UserError, match=f"score = '{name}' is taken"): trustdd.score(name)(lambda logits: logits.amax(1))
+    assert name not in SCORES
+
+
+@pytest.mark.parametrize("name", ["in", "near", "far", "mean"])
+def test_a_set_is_not_called_like_a_group(tmp_path, name):
+    "Its images would stand for the test images, or its rows for those of a group."
+    (tmp_path/name).mkdir()
+    for i in range(3): Image.fromarray(squares(200)[i, 0].numpy() + i).save(tmp_path/name/f"{i}.png")
+    digits, images = trustdd.load_dataset("digits"), torch.arange(128, dtype=torch.uint8).view(2, 1, 8, 8)
+    for asked in ((f"{tmp_path}/{name}",), {name: images}):
+        with pytest.raises(UserError, match=f"a set called '{name}'"): load_ood_sets(asked, digits)
 
 
 def test_a_score_is_in_the_report_and_in_comparisons(scores, tmp_path):
@@ -136,5 +153,10 @@ def test_a_rejector_takes_a_score_and_needs_it_again(scores, tmp_path):
     rejector = trustdd.Rejector.fit(nets, digits, score="margin")
     rejector.save(tmp_path/"model.safetensors")
     assert trustdd.Rejector.load(tmp_path/"model.safetensors").score == "margin"
+    where = dict(__name__="__main__")  # as a cell that is executed again
+    exec("def margin(logits): return 100 + logits.topk(2).values.diff().flatten().neg()", where)
+    SCORES.pop("margin")
+    trustdd.score("margin")(where["margin"])
+    with pytest.raises(UserError, match="another score 'margin'"): trustdd.Rejector.load(tmp_path/"model.safetensors")
     SCORES.pop("margin")
     with pytest.raises(UserError, match="margin"): trustdd.Rejector.load(tmp_path/"model.safetensors")

@@ -1,5 +1,7 @@
 "A rejector answers as its parts do; its file is whole or refused; its commands say in a line what is wrong."
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -316,6 +318,21 @@ def test_files_that_cannot_be_read_are_named_and_the_others_answered(files, shel
     assert status == 2 and not said and len(errors) == 1 and content(files) == before
 
 
+@pytest.mark.parametrize("name", ["a\rb.png", "a\nb.png", os.fsdecode(b"\xff.png")])
+def test_a_name_that_is_no_text_is_refused_before_any_work(files, commands, refused, name):
+    "It would break the rows of a table, or not be written at all."
+    shutil.copy("scans/d1.png", name)
+    for words in ([], ["--out", "answers.csv"]): assert "name is not a text" in refused("predict", "model.safetensors", name, *words)
+
+
+def test_a_folder_of_the_users_beside_the_model_stays(files, shell):
+    mine = files/"m.safetensors.training"
+    mine.mkdir()
+    (mine/"thesis.txt").write_text("mine")
+    assert shell("reject", "set.safetensors", "--out", "m.safetensors", "--device", "cpu")[0] == 0
+    assert content(mine) == {"thesis.txt": b"mine"} and not (files/".trustdd").exists()
+
+
 def test_answers_without_a_table_are_printed(files, shell):
     status, said, errors = shell("predict", "model.safetensors", "scans/d11.png", "scans/d3.png", "./scans/d3.png")
     assert status == 0 and [line.split()[0] for line in said[:2]] == ["scans/d3.png", "scans/d11.png"]
@@ -332,7 +349,7 @@ def test_answers_without_a_table_are_printed(files, shell):
     ("reject set.safetensors", "the model to write"), ("reject model.safetensors --out x", "not a distilled set"),
     ("reject set.safetensors --out set.safetensors", "choose another"), ("reject set.safetensors --out scans", "folder"),
     ("reject set.safetensors --out x --accept 1", "accept = 1.0"), ("reject set.safetensors --out x --accept much", "number"),
-    ("reject set.safetensors --out x --score odin", "odin"), ("reject set.safetensors --out x --n-nets 0", "n_nets = 0"),
+    ("reject set.safetensors --out x --score odin", "odin"), ("reject set.safetensors --out x --n-nets 0", "n_nets = 0"), ("reject set.safetensors --out x --seed -1", "seed = -1"),
     ("reject set.safetensors --out x --holdout 0.5", "0.2"), ("reject set.safetensors --out x --dataset nosuch", "nosuch"),
     ("reject set.safetensors --out x --epochs 0", "epochs")])
 def test_a_wrong_request_is_one_line_and_leaves_nothing(files, commands, refused, words, said):
@@ -369,7 +386,7 @@ def test_a_training_out_of_time_goes_on(files, shell):
     while calls[-1][0] == 75 and len(calls) < 99: calls.append(shell(*words))
     assert [status for status, *_ in calls] == [75] * (len(calls) - 1) + [0] and len(calls) > 2
     assert Path("m.safetensors").read_bytes() == Path("model.safetensors").read_bytes()
-    assert not list(files.glob("*.training"))
+    assert not list(files.glob("*.training")) and not (files/".trustdd").exists()
 
 
 def test_a_folder_with_other_files_and_sideways_photos(files, shell, rejector):

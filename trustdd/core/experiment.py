@@ -132,6 +132,9 @@ def _main_fields(dataset, method, outliers, ipc, seed, preset) -> dict:
     if not dataset or not isinstance(dataset, str) or "\0" in dataset:
         raise UserError(f"dataset = {dataset!r} must be a name or a folder")
     if "/" in dataset or dataset.split("@")[0] in (".", ".."): dataset = absolute_path(dataset)
+    if not dataset.isascii() and any("\ud800" <= c <= "\udfff" for c in dataset):
+        raise UserError(f"dataset = {dataset!a}: its name is no text in UTF-8; rename the folder, "
+                        "or set PYTHONUTF8=1 if only this locale cannot read it")
     return dict(zip(MAIN, (dataset, method, outliers, ipc, seed, preset)))
 
 # %% ../../nbs/core/07_experiment.ipynb #2967051d

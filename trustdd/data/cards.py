@@ -54,6 +54,12 @@ def card_of(
     return card
 
 # %% ../../nbs/data/25_cards.ipynb #e63e8cec
+def _check_alone(folder, pattern, names):
+    "`UserError` if there are files of another set, which would be read together with these."
+    there = {f.relative_to(folder).as_posix() for f in folder.glob(pattern)}
+    if other := sorted(there.difference(names)):
+        raise UserError(f"{folder} has {other[0]} of another set in it; choose another folder")
+
 def _write_torch(content, path):
     data = io.BytesIO()
     torch.save(content, data)
@@ -67,6 +73,7 @@ def _as_dc(syn, folder):
     if len(syn.outliers):
         content["data_oe"] = [[syn.outliers, torch.zeros(len(syn.outliers), dtype=torch.int64)]]
     data = Path(exp["dataset"]).name.replace("_", "-")
+    if exp.get("zca"): content["zca"] = True
     name = f"res_{exp['method'].upper()}_{data}_{exp['model']}_{exp['ipc']}ipc.pt"
     return _write_torch(content, folder/name)
 
@@ -76,23 +83,29 @@ def _as_mtt(syn, folder):
     if syn.lr is not None: parts["lr"] = torch.tensor(syn.lr, dtype=torch.float64)
     if len(syn.outliers): parts["outliers"] = syn.outliers
     for k in ("mean", "std"): parts[k] = torch.tensor(getattr(syn, k), dtype=torch.float64)
+    if syn.provenance["experiment"].get("zca"): parts["images_zca"] = syn.denormalise(syn.images)
+    _check_alone(folder, "*_best.pt", [f"{name}_best.pt" for name in parts])
     for name, x in parts.items(): _write_torch(x, folder/f"{name}_best.pt")
     return folder/"images_best.pt"
 
 # %% ../../nbs/data/25_cards.ipynb #2dcf868b
 def _as_folder(syn, folder):
     "CLASS/00000.png, or .npy where bytes do not hold the very pixels."
-    if len(syn.outliers) or syn.soft is not None:
-        what = "outliers" if len(syn.outliers) else "soft labels"
-        raise UserError(f"layout = 'folder' has no place for {what}; choose dc or mtt")
+    zca = syn.provenance["experiment"].get("zca")
+    kinds = {"outliers": len(syn.outliers), "soft labels": syn.soft is not None, "whitening": zca}
+    if what := [k for k, there in kinds.items() if there]:
+        raise UserError(f"layout = 'folder' has no place for {what[0]}; choose dc or mtt")
     mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (syn.mean, syn.std))
     pixels = (255 * (syn.images * std + mean)).round().clamp(0, 255).to(torch.uint8)
     exact = torch.equal(pixels.float().div_(255).sub_(mean).div_(std), syn.images)
-    for i, c in enumerate(syn.labels.tolist()):
-        data, kind = io.BytesIO(), "png" if exact else "npy"
+    kind = "png" if exact else "npy"
+    names = [f"{syn.classes[c]}/{i:05d}.{kind}" for i, c in enumerate(syn.labels.tolist())]
+    _check_alone(folder, "*/*", names)
+    for i, name in enumerate(names):
+        data = io.BytesIO()
         if exact: Image.fromarray(pixels[i].permute(1, 2, 0).squeeze(2).numpy()).save(data, "png")
         else: np.save(data, syn.images[i].numpy())
-        atomic_write(folder/syn.classes[c]/f"{i:05d}.{kind}", data.getvalue())
+        atomic_write(folder/name, data.getvalue())
     return folder
 
 # %% ../../nbs/data/25_cards.ipynb #8fffbfed

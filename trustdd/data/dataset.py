@@ -193,6 +193,7 @@ def from_tensors(
     if len(classes) < 2:
         raise UserError(f"{name} has {len(classes)} class{'es' * (len(classes) != 1)} "
                         f"({', '.join(classes)}); needed are two or more")
+    if len(set(classes)) < len(classes): raise UserError(f"{name}: two classes have one name")
     y = _labels(f"labels of {name}", labels, len(x), len(classes))
     u = _labels(f"test labels of {name}", test_labels, len(t), len(classes))
     counts = torch.bincount(y, minlength=len(classes))

@@ -142,8 +142,9 @@ def whitening(
         raise UserError(f"zca with a set of {method}, whose code never whitens; leave it out, or "
                         "say which method it is")
     if zca is False and got.whitened:
-        raise UserError("zca = False, but images_zca_* beside the file show that it is whitened")
-    if zca is None and got.whitened: return True, "whitened, as images_zca_* beside the file show"
+        raise UserError("zca = False, but the file or images_zca_* beside it says it is whitened")
+    if zca is None and got.whitened:
+        return True, "whitened, as the file or images_zca_* beside it says"
     if zca is None and usual: return None, ""
     return bool(zca), ""
 

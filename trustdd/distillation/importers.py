@@ -41,6 +41,7 @@ def _class_list(classes):
     "(their number, their names), each None if it is not given."
     if classes is None: return None, None
     names = [str(c) for c in ([classes] if isinstance(classes, (int, str)) else classes)]
+    if len(set(names)) < len(names): raise UserError(f"classes = {classes} name one twice")
     return (int(names[0]), None) if len(names) == 1 and names[0].isdigit() else (len(names), names)
 
 def _shape(shape):

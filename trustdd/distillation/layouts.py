@@ -173,7 +173,8 @@ def _from_pairs(content, file, index):
     if "data_oe" in content: outliers = _pair(content["data_oe"], "data_oe", file, index)[0]
     stats = tuple(content[k] for k in ("mean", "std") if k in content)
     return ForeignSet(images, labels, "dc", {"images": file}, outliers, None, index, len(pairs),
-                      _claims(content, index, len(pairs)), statistics=stats or None)
+                      _claims(content, index, len(pairs)), statistics=stats or None,
+                      whitened=content.get("zca") is True or None)
 
 # %% ../../nbs/distillation/47_layouts.ipynb #7ab89b87
 def _one(file, labels, index):

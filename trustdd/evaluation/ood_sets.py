@@ -6,6 +6,8 @@
 __all__ = ['CORRUPTED', 'ood_names', 'load_ood_sets']
 
 # %% ../../nbs/evaluation/55_ood_sets.ipynb #3677357b
+import warnings
+
 import torch
 
 from ..core.checks import check_choice, UserError
@@ -52,7 +54,12 @@ _SAME = 0.5 # fraction of the smaller set from which on two sets are one
 def _check_overlap(images, sources, dataset):
     "Raise `UserError` for sets that are one; note in `sources` what is shared in part."
     own = [x for x in (getattr(dataset, "images", None), dataset.test_images) if x is not None]
-    seen = {dataset.name: image_hashes(*own)}
+    own = [image_hashes(x) for x in own]
+    n, share = overlap(*own) if len(own) == 2 else (0, 0)
+    if share >= 0.01:
+        warnings.warn(f"{n:,} of the test images of {dataset.name} are training images too: how "
+                      "well they are classified says little about new images", stacklevel=3)
+    seen = {dataset.name: set().union(*own)}
     for name, x in images.items():
         if name.startswith("corrupted-") or not len(x): continue
         mine = image_hashes(x)
@@ -89,6 +96,9 @@ def load_ood_sets(
     for name in (name for name, x in images.items() if len(x) == 1):
         raise UserError(f"ood = {name!r} has a single image; an AUROC needs two or more, and "
                         "says something from about fifty on")
+    for name in (name for name in images if name in ("in", "near", "far", "mean")):
+        raise UserError(f"ood names a set called {name!r}, as results call something else; rename "
+                        "its folder")
     _check_overlap(images, sources, dataset)
     for name in (n for n in images if shared.get(n)):
         raise UserError(f"ood = {name!r} has classes of the data ({', '.join(shared[name][:5])}); "

@@ -17,6 +17,7 @@ from ..core.checks import UserError, check_choice
 from ..core.storage import checksum, digest, read_safetensors, write_safetensors
 from ..data.catalog import prepared
 from ..data.dataset import Dataset
+from ..data.own import recorded
 from ..data.pixels import as_pixels
 from ..data.whitening import ZCA
 from ..networks.network_config import network_config, network_skeleton
@@ -90,7 +91,10 @@ def _description(tensors, metadata, path) -> dict:
     if said.pop("digest", 0) != digest(said) or said.get("contents") != _contents(tensors):
         raise UserError(f"{path} is damaged: its contents do not fit its check sum")
     if not _sound(said): raise UserError(f"{path} is damaged: its description makes no rejector")
-    check_choice(f"score in {path}", said.get("score"), SCORES)
+    score = check_choice(f"score in {path}", said.get("score"), SCORES)
+    if said.get("own") != recorded(score=(score,)).get("own"):
+        raise UserError(f"{path} has a threshold for another score {score!r} than the one that is "
+                        "here; load the plug-in that it was made with, or make it again")
     return said
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #50a574bf
@@ -205,6 +209,7 @@ class Rejector:
         if self.zca: tensors |= {"zca.mean": self.zca.mean, "zca.matrix": self.zca.matrix}
         configs = [network_config(net, self.shape, len(self.classes)) for net in self.networks]
         said = {k: getattr(self, k) for k in _KEPT} | dict(format=_FORMAT, networks=configs)
+        said |= recorded(score=(self.score,)) # of your own: which one
         said["contents"] = _contents(tensors)
         text = json.dumps(said | dict(digest=digest(said)), sort_keys=True)
         write_safetensors(path, tensors, {"rejector": text})

@@ -14,6 +14,7 @@ import torch
 
 from ..core.checks import check_choice, UserError
 from ..data.own import remember
+from ..data.suites import GROUPS
 
 # %% ../../nbs/evaluation/51_scores.ipynb #541ce4ba
 def _values(
@@ -78,6 +79,7 @@ def gen(
 SCORES = dict(msp=msp, max_logit=max_logit, energy=energy, entropy=entropy, gen=gen)
 
 # %% ../../nbs/evaluation/51_scores.ipynb #5bc9273e
+_COLUMNS = {"accuracy", "ood", "group", "metric", "score", "network", "value", "std", "n"}
 FITTED = {} # name -> a detector of your own, made from (network, features, labels)
 
 def score(
@@ -86,7 +88,8 @@ def score(
     "A decorator that registers a function of logits, or a class with `fit` and `score`."
     def register(thing):
         known = import_module("trustdd.evaluation.detectors").DETECTORS
-        remember("score", name, thing, known.keys() | SCORES.keys() | FITTED.keys())
+        words = {*METRICS, *_COLUMNS, *GROUPS, "mean"} # which the tables of results use
+        remember("score", name, thing, words.union(known, SCORES, FITTED))
         if isinstance(thing, type): FITTED[name] = _fitting(name, thing)
         else: SCORES[name] = _of_logits(name, thing)
         return thing

@@ -24,6 +24,7 @@ from ..evaluation.logits import Logits
 from ..evaluation.report import mean_std, Report, report_from_logits
 from .figures import render
 from .image_panels import set_picture
+from .run_store import all_images
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #2be528a0
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,9 @@ def _networks(syn, exp, place, name, options, logits=None):
 
 def _measured(name, syn, exp, out, options, reference=False) -> Entrant:
     "The entrant of a set; networks are trained unless that was done before."
-    known = dict(experiment=to_dict(exp), set=checksum(syn.images, syn.labels, syn.outliers))
+    parts = [x for x in (syn.images, syn.labels, syn.outliers, syn.soft) if x is not None]
+    known = dict(experiment=to_dict(exp), tested=all_images(exp, options["root"]),
+                 set=[syn.lr, syn.mean, syn.std, checksum(*parts)])
     place = out/"measured"/f"{name}-{digest(known)}"
     if not (place/"report.json").exists():
         bare = _networks(syn, replace(exp, strategy="none"), place, "plain", options)
@@ -63,11 +66,6 @@ def _measured(name, syn, exp, out, options, reference=False) -> Entrant:
     plain = mean_std(Report.load(place/"plain.json").accuracy)
     scores = Scores.load(place/"scores.safetensors")
     return Entrant(name, syn, exp, Report.load(place), scores, plain, reference)
-
-def _all_images(run) -> Entrant:
-    "The entrant of a finished run of method `full`."
-    return Entrant("all images", None, run.exp, run.report, run.scores(), None, True)
-
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #8a3924b3
 def _recipe(exp, seed, given) -> dict:
@@ -216,7 +214,8 @@ def compare(
             exp = Experiment(**recipe | dict(method=method, outliers="none", ipc=ipc))
             drawn = distill(exp, device=device, root=root, progress=False)
             entrants.append(_measured(f"{method} {ipc}", drawn, exp, out, options, True))
-    if full: entrants.append(_all_images(full))
+    if full: entrants.append(
+        Entrant("all images", None, full.exp, full.report, full.scores(), None, True))
     ranked, gaps = _ranked(entrants, by)
     rows = [_row(place, e, entrants) for place, e in ranked]
     atomic_write(out/"comparison.csv", _csv(rows))

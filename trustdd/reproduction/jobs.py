@@ -13,7 +13,7 @@ from multiprocessing import get_context
 import torch
 from tqdm import tqdm
 
-from ..core.checks import UserError
+from ..core.checks import check_int, UserError
 from ..core.deadline import end_with_parent, install_signal_handlers, OutOfTime
 from ..data.plugins import load_plugins
 
@@ -23,6 +23,7 @@ def processes(
     asked:int=None, # at most so many processes; $TRUSTDD_WORKERS or one for each core if None
 ) -> int:
     "How many processes share `n_tasks`; raises `UserError` if $TRUSTDD_WORKERS is no number."
+    if asked is not None: check_int("workers", asked, 1)
     word = os.environ.get("TRUSTDD_WORKERS") or "0"
     if not word.isdigit(): raise UserError(f"TRUSTDD_WORKERS = {word!r} must be a whole number")
     return min(n_tasks, asked or int(word) or cores())

@@ -6,7 +6,7 @@
 __all__ = ['Reject', 'Predict']
 
 # %% ../../nbs/reproduction/97_predict.ipynb #dd253748
-import re, shutil, warnings
+import re, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +16,17 @@ from tqdm import tqdm
 from tyro import MISSING
 from tyro.conf import Positional, arg
 
-from ..core.checks import UserError, check_choice
+from ..core.checks import UserError, check_choice, check_int
 from ..core.distributed import log_once
 from ..core.experiment import to_dict
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, writable
+from ..core.working import remove_working, working_folder
 from ..data.catalog import load_dataset
 from ..data.distilled_set import DistilledSet
+from ..data.identity import identity_of
 from ..data.pixels import as_pixels
-from ..data.sources import list_images
+from ..data.sources import check_text, list_images
 from ..evaluation.rejector import Rejector
 from ..evaluation.scores import SCORES
 from ..evaluation.thresholds import check_accept
@@ -33,6 +35,8 @@ from ..networks.training import train
 # %% ../../nbs/reproduction/97_predict.ipynb #8ebd45c0
 _TOOK_PART = ("the held-out images took part in the distillation; for some that did not, "
               "distil with --holdout 0.2")
+_OTHERS = ("these are other images than the set was distilled from, so some of the held-out "
+           "images may have taken part")
 
 def _real_images(
     syn:DistilledSet,
@@ -46,7 +50,12 @@ def _real_images(
                         "only the images held out then trained nothing")
     data = load_dataset(dataset or exp.dataset)
     held_out = data.holdout(exp.holdout or (0.2 if holdout is None else holdout), 0)
-    return data, held_out, None if exp.holdout else _TOOK_PART
+    seen = identity_of(held_out if exp.holdout else data)
+    same = syn.provenance.get("images") in (None, seen)
+    if not same and dataset is None:
+        raise UserError(f"the set was distilled from other images than {exp.dataset} has here; "
+                        f"to take these all the same, say so: --dataset {exp.dataset}")
+    return data, held_out, (None if same else _OTHERS) if exp.holdout else _TOOK_PART
 
 # %% ../../nbs/reproduction/97_predict.ipynb #b2caabbc
 _Name = Positional[Annotated[str, arg(metavar="file")]]
@@ -74,20 +83,22 @@ class Reject:
         "Prints the threshold and the acceptance of the test images."
         check_choice("score", self.score, SCORES)
         pick_device(self.device)
+        for name, least in (("n_nets", 1), ("seed", 0)): # refused before a folder is made
+            if getattr(self, name) is not None: check_int(name, getattr(self, name), least)
         out, syn = _output(self.out, self.file), self._set()
         data, held_out, note = _real_images(syn, self.dataset, self.holdout)
         with warnings.catch_warnings(record=True) as said: # refused before any work
             warnings.simplefilter("always")
             check_accept(self.accept, len(held_out.test_images))
-        keep = out.with_name(f"{out.name}.training")
-        nets = train(syn, self.n_nets, self.seed, self.device, keep=keep)
+        work = out.parent, f"{out.name}.training"
+        nets = train(syn, self.n_nets, self.seed, self.device, keep=working_folder(*work))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") # it was said above
             model = Rejector.fit(nets, held_out, self.accept, self.score, syn, self.device)
         if note: model = replace(model, source=f"{model.source}; {note}")
         model = model.tested(data, self.device)
         model.save(out)
-        shutil.rmtree(keep, ignore_errors=True)
+        remove_working(*work)
         notes = [f"note: {n}" for n in (*(w.message for w in said), note) if n]
         print(repr(model), f"on test images: {model.test}", *notes, out, sep="\n")
         return 0
@@ -119,6 +130,7 @@ def _files(
     "(the files named and the images in the folders, in natural order; what was skipped)."
     found, notes = set(), []
     for path in map(Path, names):
+        check_text(str(path))
         if not path.exists(): raise UserError(f"{path} does not exist")
         inside, note = [str(path)], ""
         if path.is_dir():

@@ -102,7 +102,8 @@ class Evaluate(Work):
         check_choice("select", self.select, ("last", "best_on_test"))
         check_choice("fpr95", self.fpr95, FPR95_RULES)
         check_choice("aupr", self.aupr, AUPR_RULES)
-        if self.n_nets is not None: check_int("n_nets", self.n_nets, 1)
+        for name, least in (("n_nets", 1), ("seed", 0)):
+            if getattr(self, name) is not None: check_int(name, getattr(self, name), least)
         pick_device(self.device)
         if self.time_budget and not self.out:
             raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
@@ -197,11 +198,19 @@ class Show(Command):
         if out == file.resolve():
             raise UserError(f"--out {self.out} is the distilled set itself; name a picture")
         if out.suffix.lower() != ".png": raise UserError(f"--out {self.out}: name it NAME.png")
+        if not self.out and out.exists() and not _drawn_here(out):
+            raise UserError(f"{out} is there, and not drawn by show; name another --out")
         fig = set_picture(syn, self.classes, self.rows)
-        atomic_write(out, render(fig, metadata={"Software": None}))
+        atomic_write(out, render(fig, metadata={"Software": "trustdd show"}))
         print(f"{syn!r}\n{out}")
         if _has_screen() and not self.no_open: webbrowser.open(out.as_uri())
         return 0
+
+def _drawn_here(file):
+    "Is it a picture that `show` wrote?"
+    from PIL import Image
+    try: return Image.open(file).info.get("Software") == "trustdd show"
+    except OSError: return False
 
 def _has_screen():
     "Is there something to open a picture on?"

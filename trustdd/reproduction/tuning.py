@@ -32,6 +32,8 @@ def _candidates(words) -> list:
     if not values or not values[0]: raise UserError("--candidates needs numbers above 0")
     return values
 
+def _word(lam): return str(lam).removesuffix(".0") # all its digits, to be typed again
+
 @dataclass(frozen=True)
 class Tune(Stored):
     "Choose the weight of the outlier loss on held-out images that no test uses."
@@ -43,8 +45,10 @@ class Tune(Stored):
         "Prints a line for each candidate, and the flag to use."
         from trustdd.reproduction.runs import run_all
         values = _candidates(self.candidates)
-        for name in ("lam", "holdout"):
+        for name in ("lam", "holdout", "ood"):
             if name in fields: raise UserError(f"--{name} is what tune sets itself; leave it out")
+        if not 0 < self.share < 1:
+            raise UserError(f"--share {self.share} must lie between 0 and 1")
         exps = {v: Experiment(**fields, lam=v, holdout=self.share) for v in values}
         if exps[values[0]].outliers == "none":
             raise UserError("outliers = 'none' has no weight to choose; choose oe or poe")
@@ -53,6 +57,6 @@ class Tune(Stored):
         print(f"on {', '.join(reports[values[0]].sources['ood'])}, held out like the images:")
         for v, r in reports.items():
             auroc = r.mean_auroc()[0]
-            print(f"lam {v:<6g} accuracy {r.accuracy_mean:5.1f} %   AUROC {auroc:5.1f} %")
-        print(f"chosen: --lam {chosen(reports):g}")
+            print(f"lam {_word(v):<6} accuracy {r.accuracy_mean:5.1f} %   AUROC {auroc:5.1f} %")
+        print(f"chosen: --lam {_word(chosen(reports))}")
         return 0
