@@ -112,9 +112,9 @@ def _resampled(groups, wanted, score, n_boot, seed):
 
 # %% ../../nbs/evaluation/61_bootstrap.ipynb #120873e3
 def signed(x:float) -> str:
-    "A difference as +3.6; more digits, three at most, where it would read +0.0."
-    digits = next((d for d in (1, 2) if abs(x) >= .5 / 10**d), 3)
-    return f"{x:+.{digits}f}"
+    "A difference as +3.6; up to three digits where it would read +0.0, and then 0.0."
+    digits = next((d for d in (1, 2, 3) if not abs(x) < .5 / 10**d), 0)
+    return f"{x:+.{digits}f}" if digits else "0.0"
 
 def _plural(n, what): return f"{n:,} {what}{'s' * (n != 1)}"
 
