@@ -49,6 +49,6 @@ def check_apart(
     "Raise `UserError` if a hundredth of the smaller set or more is in both."
     n, share = overlap(image_hashes(images), image_hashes(*of_it))
     if share < 0.01: return
-    raise UserError(f"aux = {aux!r} shares {n:,} images with {other!r}: a network would learn to "
-                    "reject what it is tested on; choose another set, or divide it into train "
-                    "and test folders")
+    raise UserError(f"aux = {aux!r} shares {n:,} image{'s' * (n != 1)} with {other!r}: a network "
+                    "would learn to reject what it is tested on; choose another set, or divide it "
+                    "into train and test folders")

@@ -194,8 +194,8 @@ def _summary(
     listed = ", ".join(f"{name}: {counts[name]}" for name in named[:most])
     more = f", and {len(named) - most} more classes" if len(named) > most else ""
     n, unknown = int(counts.sum()), int(counts.get("unknown", 0))
-    said = [f"{n:,} images: {n - unknown:,} accepted" + (f" ({listed}{more})" if named else "")
-            + f", {unknown:,} unknown"]
+    classes = f" ({listed}{more})" if named else ""
+    said = [f"{n:,} image{'s' * (n != 1)}: {n - unknown:,} accepted{classes}, {unknown:,} unknown"]
     if model.test: said.append(f"on test images of the known kind: {model.test}")
     return "\n".join(said)
 
