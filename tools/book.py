@@ -86,8 +86,8 @@ class Book:
             return self.place(f"{at}/README.md", page)
         executed = re.fullmatch(r"nbs/paper/([a-z]+\d+)_\w+\.ipynb", at)
         if executed: return self.executed(executed[1])
-        made = re.fullmatch(r"(figures/\w+)/([a-z]+\d+)\.md", at)
-        if made: return f"{made[1]}/notebooks/{made[2]}.ipynb"
+        made = re.fullmatch(r"(figures/(\w+))/(?:notebooks/)?([a-z]+\d+)\.(?:md|ipynb)", at)
+        if made and made[2] in PRESETS: return f"{made[1]}/notebooks/{made[3]}.ipynb"
         if path.suffix == ".md" and path.is_file():
             self.pages.add(path)
             self.waiting.append(path)
