@@ -214,7 +214,8 @@ def figure_page(book, entry, source, title):
     if entry.file("md").exists():
         body = "\n".join(l for l in entry.file("md").read_text(encoding="utf-8").splitlines() if l.startswith("|"))
     facts = entry.facts
-    cells = [f"# {title}", f"**Claim.** {facts.get('claim') or ''}", body, facts["caption"], f"*{facts.get('verdict') or ''}*", last]
+    said = f"*{facts.get('verdict') or ''}*{pages.tests(facts)}"
+    cells = [f"# {title}", f"**Claim.** {facts.get('claim') or ''}", body, facts["caption"], said, last]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id=f"cell-{i}") for i, text in enumerate(cells)])
     book.write(f"{at}.ipynb", nbformat.writes(nb))
 

@@ -89,8 +89,15 @@ def figures(preset, *names):
         made = f"figures/{preset}/notebooks/{name}.ipynb" # with its outputs, where it is kept
         place = made if (ROOT/made).exists() else f"nbs/paper/{notebook.name}"
         parts.append(f"### [{title}](../{place})\n\n{body}\n\n{entry.facts['caption']}\n\n"
-                     f"**Claim.** {entry.facts['claim']}\n\n*{entry.facts['verdict']}*")
+                     f"**Claim.** {entry.facts['claim']}\n\n*{entry.facts['verdict']}*{tests(entry.facts)}")
     return "\n\n".join(parts)
+
+
+def tests(facts):
+    "What a verdict rests on, to unfold; nothing if it compares nothing."
+    from trustdd.reproduction.tables import to_markdown
+    if not facts.get("tests"): return ""
+    return f"\n\n<details><summary>What was compared</summary>\n\n{to_markdown(facts['tests'])}\n</details>"
 
 
 def claims(*presets):
