@@ -10,7 +10,7 @@ from trustdd.reproduction.publishing import add_scores, publish
 from trustdd.reproduction.cross_architecture import publish_transfer
 
 ROOT = Path(__file__).resolve().parent.parent
-LOGITS = ("fig01", "fig02", "fig13", "fig14", "fig16", "fig19", "tab08")  # the only ones drawn from logits; the others need reports and scores
+LOGITS = ("fig01", "fig14", "fig16", "fig19", "tab08")  # the only ones drawn from logits; the others need reports and scores
 
 
 def run_in(folder): return Run(stored_experiment(folder), folder)
