@@ -6,7 +6,7 @@
 __all__ = ['Distill', 'Run', 'Buffers', 'List']
 
 # %% ../../nbs/reproduction/95_commands.ipynb #55e03b87
-import math, sys
+import math, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,7 @@ class Run(Stored):
         with torch_threads(self.threads): run = load_or_run(exp, self.runs, self.device)
         if not is_main_process(): return 0
         if changes: run = transfer(run, self.device, **changes)
+        if said := run.report.sources["in"].get("warning"): warnings.warn(said)
         print(f"{_result(run.report)}\n{run.folder}")
         return 0
 
