@@ -26,12 +26,13 @@ class Distill(Stored):
 
     def run(self, fields) -> int:
         "Prints where the set is."
-        from trustdd.reproduction.runs import load_or_distill
+        from trustdd.reproduction.runs import load_or_distill, needs_experts
         exp = Experiment(**fields)
         if self.out and Path(self.out).is_dir():
             raise UserError(f"--out {self.out} is a folder; name a file in it")
-        if self.out: writable(Path(self.out).parent)
         _say_what_is_coming(exp, self)
+        needs_experts(exp, self.runs, self.device) # refused before a folder is made
+        if self.out: writable(Path(self.out).parent)
         _experts_first(exp, self)
         run = load_or_distill(exp, self.runs, self.device)
         if not is_main_process(): return 0
