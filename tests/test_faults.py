@@ -78,8 +78,7 @@ def test_a_run_keeps_its_own_report(project, refused):
     assert "is a run; name another folder" in refused("evaluate", folder, "--out", folder, "--epochs", "2", "--device", "cpu")
 
 
-@pytest.mark.parametrize("words", [["list", "--runs", "file"], ["paper", "--preset", "smoke", "--list-runs", "--runs", "file"],
-                                   ["status", "--preset", "smoke", "--runs", "file"], ["distill", *SMALL, "--runs", "file"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [["list", "--runs", "file"], ["distill", *SMALL, "--runs", "file"]], ids=lambda words: words[0])
 def test_a_file_is_no_run_store(refused, project, monkeypatch, words):
     "The list said that there are no runs in it."
     (project/"file").write_text("mine")
