@@ -50,6 +50,44 @@ def test_a_hidden_folder_of_somebody_else_is_refused(made, project, refused):
     assert ".trustdd was not made by this program" in refused("evaluate", made, "--device", "cpu", "--out", ".")
 
 
+@pytest.mark.parametrize("name", ["report.json", "ood.csv", "logits.safetensors"])
+def test_no_file_of_others_becomes_a_result(made, refused, project, name):
+    "evaluate and compare replaced your report.json, or your index.html, without a word."
+    (project/"mine").mkdir()
+    (project/"mine"/name).write_text("my own")
+    assert f"{name} is there, and is not a result" in refused("evaluate", made, "--out", "mine", "--device", "cpu")
+    (project/"mine"/name).rename(project/"mine"/("index.html" if name == "ood.csv" else "comparison.csv"))
+    assert "is not a comparison" in refused("compare", made, "--out", "mine", "--device", "cpu")
+
+
+@pytest.mark.parametrize("words", [["distill", *SMALL[2:], "--dataset", "nosuch", "--out", "new/x.safetensors"], ["compare", "SET", "--ood", "nosuch", "--out", "new"],
+                                   ["reject", "SET", "--accept", "2", "--out", "new/model.safetensors"], ["evaluate", "SET", "--ood", "nosuch", "--out", "new"],
+                                   ["run", *SMALL, "--ipc", "101", "--runs", "new"]], ids=lambda words: words[0])
+def test_a_refused_request_leaves_no_folder(made, refused, project, words):
+    "Not even an empty one."
+    refused(*(str(made) if w == "SET" else w for w in words))
+    assert not (project/"new").exists()
+
+
+def test_a_run_keeps_its_own_report(project, refused):
+    "An evaluation into a run's folder was from then on the run's result."
+    words = ["run", *SMALL, "--method", "random", "--runs", "runs"]
+    for flag in ("--iterations",): del words[words.index(flag):words.index(flag) + 2]
+    assert main(words) == 0
+    folder = next((project/"runs").rglob("report.json")).parent
+    assert "is a run; name another folder" in refused("evaluate", folder, "--out", folder, "--epochs", "2", "--device", "cpu")
+
+
+@pytest.mark.parametrize("words", [["list", "--runs", "file"], ["distill", *SMALL, "--runs", "file"]], ids=lambda words: words[0])
+def test_a_file_is_no_run_store(refused, project, monkeypatch, words):
+    "The list said that there are no runs in it."
+    (project/"file").write_text("mine")
+    assert f"{project/'file'} is no folder" in refused(*words)
+    if words[0] == "list":
+        monkeypatch.setenv("TRUSTDD_RUNS", "file")
+        assert "is no folder" in refused("list")
+
+
 @pytest.mark.parametrize("where", ["a pipe", "a device", "a socket", "a folder", "a link to a device"])
 def test_only_regular_files_are_replaced(made, project, capfd, where):
     "A result that is to go to a device is refused, and the device is what it was."
@@ -335,6 +373,17 @@ def test_one_network_has_no_spread_and_one_image_no_auroc(made, project, capfd, 
         Image.fromarray(np.full((8, 8), 9, dtype=np.uint8) + np.eye(8, k=i, dtype=np.uint8)).save(project/"odd"/f"{i}.png")
         if i == 0: assert "ood = 'odd' has a single image" in refused("evaluate", made, "--ood", "./odd", here=project/"odd")
     assert main(["evaluate", str(made), "--ood", "./odd", "--device", "cpu"]) == 0
+
+
+def test_a_comparison_on_noise_alone_has_no_nan(made, project):
+    "FPR95 is a mean over near and far sets, and there was none: nan ± nan."
+    from trustdd.evaluation.report import Report
+    from trustdd.reproduction.comparison import Entrant, _row
+    assert main(["evaluate", str(made), "--ood", "gaussian", "--out", "out", "--device", "cpu"]) == 0
+    syn = DistilledSet.load(made)
+    entrant = Entrant("one", syn, syn.experiment, Report.load("out"), None, None, False)
+    row = _row(1, entrant, [entrant])
+    assert row["fpr95"] is None and row["near"] is None and row["noise"][0] > 0
 
 
 def test_the_list_says_what_is_there(made, project, capfd):

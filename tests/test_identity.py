@@ -313,3 +313,25 @@ def test_images_that_are_not_here_are_taken_on_the_word_of_the_run(here):
     made = run(here, dataset="digits", ood=("textures",))
     shutil.rmtree(here/"data"/"textures")
     assert run_folder(replace(made.exp), here/"runs", here/"data") == made.folder
+
+
+def test_a_warning_is_one_line_told_once_and_again_by_a_finished_run(here, capfd, monkeypatch):
+    "It was Python's two lines, twice; and a finished run, which loads no images, said nothing."
+    from trustdd.reproduction.cli import main
+    monkeypatch.setenv("TRUSTDD_DATA", str(here/"data"))
+    write_images(here/"data"/"pets", 1, parts=("train",))
+    shutil.copytree(here/"data"/"pets"/"train", here/"data"/"pets"/"test")
+    words = [w for k, v in (SMALL | dict(dataset="pets", ood="gaussian")).items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    line = ("warning: 12 of the test images of pets are training images too: how well they are classified says "
+            "little about new images")
+    def said(*asked):
+        assert main([*asked, "--device", "cpu"]) == 0
+        out, err = capfd.readouterr()
+        assert "UserWarning" not in err
+        return out.splitlines().count(line), err.replace("\r", "\n").splitlines().count(line)
+    assert said("run", *words, "--runs", "runs") == (0, 1)
+    assert said("run", *words, "--runs", "runs") == (0, 1) # as it was stored
+    assert said("distill", *words, "--runs", "runs", "--out", "set.safetensors") == (0, 1)
+    assert said("evaluate", "set.safetensors", "--out", "result") == (1, 1) # in the table, and before the work
+    write_images(here/"data"/"pets", 2, parts=("test",))
+    assert said("run", *words, "--runs", "runs") == (0, 0)

@@ -306,6 +306,17 @@ def test_the_set_goes_here_and_never_over_another(made, project, refused):
     assert "name another --out" in refused("import", "res_DSA_digits_ConvNet_2ipc.pt", *FLAGS)
 
 
+def test_what_is_imported_is_not_written_over(made, project, refused):
+    "The file that is read, labels found beside it and a picture of yours were replaced by the set."
+    x, y = made[1:]
+    dc = as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt")
+    torch.save(x, "images_best.pt"); torch.save(y, "labels_best.pt")
+    (project/"photo.png").write_text("mine")
+    for file, out in ((dc, dc), ("images_best.pt", "labels_best.pt"), (dc, "photo.png")):
+        assert f"{out} is there, and is not a distilled set" in refused("import", file, "--dataset", "digits", *RECIPE, "--out", out)
+    for _ in range(2): assert main(["import", str(dc), "--dataset", "digits", *FLAGS, "--out", "set.safetensors"]) == 0 # over an older set
+
+
 def test_tensors_without_plain_numbers_are_named(made, project, refused):
     x, y = made[1:]
     for images, labels, said in ((x.to_sparse(), y, "sparse"), (x.to(torch.complex64), y, "complex"), (x.to("meta"), y, "meta"), (x, torch.eye(10)[y].to_sparse(), "sparse")):

@@ -86,6 +86,15 @@ def test_domains_above_the_classes(project):
     assert len(load_ood("./pacs", (3, 16, 16))) == 30 # labels play no role there
 
 
+@pytest.mark.parametrize("beside", [(), ("office",)], ids=["alone", "two collections"])
+def test_a_level_above_the_domains(project, monkeypatch, beside):
+    "Ten thousand images were decoded before that was noticed."
+    for collection in ("pacs", *beside):
+        for domain in ("art", "photo"): tree(project/"all"/collection/domain)
+    monkeypatch.setattr(readers, "decode", None)
+    assert "holds no images but 2 folders of images (art, photo)" in refusal(load_dataset, "./all")
+
+
 def test_one_folder_of_images_in_each_class(project):
     "As in TinyImageNet."
     for c in ("n01", "n02"): tree(project/"mine"/c, ("images",))

@@ -265,6 +265,12 @@ def test_a_figure_of_ones_own_data(project, monkeypatch, capfd):
     capfd.readouterr()
 
 
+@pytest.mark.parametrize("fields", [dict(), dict(ipc=1), dict(dataset="mine")], ids=str)
+def test_a_notebook_by_hand_leaves_the_committed_figures_alone(project, fields):
+    pictures(project/"mine", 1)
+    assert PaperItem("fig02", "quick", **fields).out == project/"figures"/"own"/"quick"
+
+
 def test_a_field_that_an_item_compares_is_not_set_for_it(project):
     for item, field in (("fig11", "lam"), ("tab12", "outliers_per_slot")):
         asked = dict(settings={field: 1})

@@ -9,7 +9,7 @@ __all__ = ['rank', 'world_size', 'is_main_process', 'process_group', 'shard', 'a
 
 # %% ../../nbs/core/06_distributed.ipynb #e3e5598c
 import os, sys, warnings
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -177,15 +177,27 @@ def main_process_first():
         if mine: barrier()
 
 # %% ../../nbs/core/06_distributed.ipynb #79d79909
+def _in_one_line(show):
+    "A `warnings.showwarning` that tells a `UserWarning` in one line, and the same text once."
+    told = set()
+    def tell(message, category, *where, **more):
+        if category is not UserWarning: return show(message, category, *where, **more)
+        text = " ".join(str(message).split())
+        if text in told: return
+        told.add(text)
+        with suppress(OSError): print(f"warning: {text}", file=sys.stderr, flush=True)
+    return tell
+
 @contextmanager
 def only_main_process_prints():
-    "Inside, only process 0 prints and warns."
-    if is_main_process():
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+    "Inside, only process 0 prints and warns; each `UserWarning` is one line, told once."
+    with warnings.catch_warnings():
+        if is_main_process():
+            warnings.showwarning = _in_one_line(warnings.showwarning)
+            yield
+            return
         warnings.simplefilter("ignore")
-        yield
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere): yield
 
 def log_once(
     line:str, # what went wrong

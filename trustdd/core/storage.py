@@ -48,7 +48,10 @@ def runs_root(
     "Where runs are stored: `runs`, `$TRUSTDD_RUNS`, or `runs/` in the project; absolute."
     return _absolute(runs or os.environ.get("TRUSTDD_RUNS") or project_root()/"runs")
 
-def _absolute(path): return Path(os.path.expanduser(path)).resolve()
+def _absolute(path):
+    path = Path(os.path.expanduser(path)).resolve()
+    if os.path.isdir(path) or not os.path.exists(path): return path
+    raise UserError(f"{path} is no folder; name a folder, which need not exist yet")
 
 # %% ../../nbs/core/03_storage.ipynb #ba4f9c05
 def cache_file(
@@ -68,8 +71,7 @@ def commit() -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
     try: head = git("rev-parse", "--short=12", "HEAD")
     except OSError: return f"version {trustdd.__version__}"
-    if head.returncode or not _is_project(root):
-        return f"version {trustdd.__version__}"
+    if head.returncode or not _is_project(root): return f"version {trustdd.__version__}"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "trustdd").stdout.strip()
     return head.stdout.strip() + ("+" if changed else "")
 

@@ -122,7 +122,7 @@ def collect_logits(
     seed:int=0,     # of the balanced draws
     batch:int=500,  # images at a time
     device="cpu",   # where to run
-    ood_sources=(), # name -> one sentence that says which images these are
+    ood_sources=(), # name -> which images these are; "in" -> a warning about the test images
     **about,        # JSON values to keep beside: experiment, select, epochs, run
 ) -> Logits:
     "Run every network once on every set; joined processes share them, and each gets all logits."
@@ -141,7 +141,8 @@ def collect_logits(
     if (k := values["in"].shape[-1]) != len(dataset.classes):
         raise UserError(f"the networks know {k} classes, "
                         f"but dataset {dataset.name!r} has {len(dataset.classes)}")
-    sources = {"in": dict(name=dataset.name, n=n_in, source=dataset.source), "ood": ood}
+    inside = dict(name=dataset.name, n=n_in, source=dataset.source)
+    sources = {"in": inside | ({"warning": said["in"]} if "in" in said else {}), "ood": ood}
     about = dict(sources=sources, n_test=n_test, draw_seed=seed, device=str(device), **about)
     return Logits(values, dataset.test_labels.cpu(), idx_in, idx_out, about)
 
@@ -149,10 +150,11 @@ def collect_logits(
 def image_counts(
     sources:dict, # `about["sources"]` of logits
 ) -> list[str]:
-    "A line with the number of images of every test set, and a warning for each of less than 50."
+    "A line with the number of images of every test set, then warnings, as of less than 50 images."
     counts = {name: about["drawn"] for name, about in sources["ood"].items()}
     said = ", ".join(f"{name} {n:,}" for name, n in counts.items())
     few = {name: n for name, n in {"in": sources["in"]["n"], **counts}.items() if n < 50}
     return [f"images: in-distribution {sources['in']['n']:,}; {said}",
             *(f"warning: {name} has only {n} images; its numbers say little"
-              for name, n in few.items())]
+              for name, n in few.items()),
+            *(f"warning: {about}" for about in [sources["in"].get("warning")] if about)]

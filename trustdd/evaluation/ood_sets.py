@@ -57,8 +57,9 @@ def _check_overlap(images, sources, dataset):
     own = [image_hashes(x) for x in own]
     n, share = overlap(*own) if len(own) == 2 else (0, 0)
     if share >= 0.01:
-        warnings.warn(f"{n:,} of the test images of {dataset.name} are training images too: how "
-                      "well they are classified says little about new images", stacklevel=3)
+        sources["in"] = (f"{n:,} of the test images of {short_name(dataset.name)} are training "
+                         "images too: how well they are classified says little about new images")
+        warnings.warn(sources["in"], stacklevel=3)
     seen = {dataset.name: set().union(*own)}
     for name, x in images.items():
         if name.startswith("corrupted-") or not len(x): continue
@@ -78,7 +79,7 @@ def load_ood_sets(
     dataset,    # the in-distribution data set
     root=None,  # where the data sets are
 ) -> tuple:
-    "(name -> uint8 images, name -> source); `UserError` if one is unknown, or the data set itself."
+    "(name -> uint8 images, name -> source, \"in\" -> warning); `UserError` if one cannot be used."
     images, sources = (ood, dict.fromkeys(ood, "")) if isinstance(ood, dict) else ({}, {})
     shared = {}
     for asked in () if images else ood_names(ood, dataset.name, root):

@@ -6,7 +6,7 @@
 __all__ = ['Distill', 'Run', 'Buffers', 'List']
 
 # %% ../../nbs/reproduction/95_commands.ipynb #55e03b87
-import math, sys
+import math, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +26,13 @@ class Distill(Stored):
 
     def run(self, fields) -> int:
         "Prints where the set is."
-        from trustdd.reproduction.runs import load_or_distill
+        from trustdd.reproduction.runs import load_or_distill, needs_experts
         exp = Experiment(**fields)
         if self.out and Path(self.out).is_dir():
             raise UserError(f"--out {self.out} is a folder; name a file in it")
-        if self.out: writable(Path(self.out).parent)
         _say_what_is_coming(exp, self)
+        needs_experts(exp, self.runs, self.device) # refused before a folder is made
+        if self.out: writable(Path(self.out).parent)
         _experts_first(exp, self)
         run = load_or_distill(exp, self.runs, self.device)
         if not is_main_process(): return 0
@@ -85,6 +86,7 @@ class Run(Stored):
         with torch_threads(self.threads): run = load_or_run(exp, self.runs, self.device)
         if not is_main_process(): return 0
         if changes: run = transfer(run, self.device, **changes)
+        if said := run.report.sources["in"].get("warning"): warnings.warn(said)
         print(f"{_result(run.report)}\n{run.folder}")
         return 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.checks import check_choice, check_int, name_tuple, UserError
 from ..core.experiment import Experiment, field_names, from_dict, to_dict
 from ..core.storage import atomic_write, checksum, digest, writable
-from ..core.working import remove_working, working_folder
+from ..core.working import check_ours, remove_working, working_folder
 from ..data.distilled_set import DistilledSet
 from ..networks.training import train
 from ..distillation.distillation import distill
@@ -37,7 +37,6 @@ class Entrant:
     kept:Scores         # their confidence in each image
     plain:tuple|None    # mean and deviation of the accuracy without augmentation
     reference:bool      # was it added to compare with?
-
     def scores(self, kind="msp"): return self.kept
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #b87c7e70
@@ -113,6 +112,7 @@ def full_experiment(
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #a159f03a
 BY = dict(trust="mean_auroc", accuracy="accuracy")
+_OURS = {"index.html": "<title>Distilled sets of ", "comparison.csv": "place,set,images,"}
 
 def _ranked(entrants, by):
     "(entrants with their places, best first; (A, B) -> the paired difference in `by`)."
@@ -139,12 +139,12 @@ def _row(place, e, entrants) -> dict:
     whole = next((o for o in entrants if o.syn is None), None)
     gap = random and random is not e and r.accuracy_mean - random.report.accuracy_mean
     share = whole and 100 * r.accuracy_mean / whole.report.accuracy_mean
-    def auroc(group): return r.mean_over_sets(group=group) if r.groups[group] else None
+    def over(group, m="auroc"): return r.groups[group] and r.mean_over_sets("msp", m, group) or None
     return dict(
         place=place, set=e.name, images=len(e.syn.images) if e.syn else "all",
         outliers=len(e.syn.outliers) if e.syn else 0, accuracy=mean_std(r.accuracy),
-        over_random=gap or None, recovered=share, plain=e.plain, near=auroc("near"),
-        far=auroc("far"), fpr95=r.mean_over_sets(metric="fpr95_in"), noise=auroc("noise"),
+        over_random=gap or None, recovered=share, plain=e.plain, near=over("near"),
+        far=over("far"), fpr95=over("mean", "fpr95_in"), noise=over("noise"),
         ece=r.calibration["ece"])
 
 def _reference_of(e, entrants):
@@ -169,8 +169,7 @@ def _csv(rows) -> str:
         for k, (mean, std) in pairs.items(): flat |= {f"{k}_mean": mean, f"{k}_std": std}
         plain.append(flat)
     names = list(dict.fromkeys(k for row in plain for k in row))
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writerows([dict(zip(names, names)), *plain])
+    csv.DictWriter(out, names, lineterminator="\n").writerows([dict(zip(names, names)), *plain])
     return out.getvalue()
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #921c9d39
@@ -203,10 +202,12 @@ def compare(
     "Train and test networks on each set in one way, and rank the sets; writes a page and a .csv."
     for k, v, least in (("n_nets", n_nets, 1), ("seed", seed, 0)): check_int(k, v, least)
     check_choice("by", by, BY)
-    sets, out, options = _sets(list(files)), writable(out), dict(device=device, root=root)
+    sets, options = _sets(list(files)), dict(device=device, root=root)
+    for name, mark in _OURS.items(): check_ours(Path(out)/name, mark, "a comparison")
     first = next(iter(sets.values())).experiment
     recipe = _recipe(first, seed, recipe | dict(n_nets=n_nets))
     for syn in sets.values(): resolve_eval_data(syn, first.dataset, recipe["ood"], root) # early
+    out = writable(out)
     entrants = [_measured(name, syn, _with_recipe(syn.experiment, recipe), out, options)
                 for name, syn in sets.items()]
     for ipc in sorted({len(s.images) // s.n_classes for s in sets.values()}):

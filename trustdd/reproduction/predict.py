@@ -85,11 +85,12 @@ class Reject:
         pick_device(self.device)
         for name, least in (("n_nets", 1), ("seed", 0)): # refused before a folder is made
             if getattr(self, name) is not None: check_int(name, getattr(self, name), least)
-        out, syn = _output(self.out, self.file), self._set()
+        syn = self._set()
         data, held_out, note = _real_images(syn, self.dataset, self.holdout)
         with warnings.catch_warnings(record=True) as said: # refused before any work
             warnings.simplefilter("always")
             check_accept(self.accept, len(held_out.test_images))
+        out = _output(self.out, self.file)
         work = out.parent, f"{out.name}.training"
         nets = train(syn, self.n_nets, self.seed, self.device, keep=working_folder(*work))
         with warnings.catch_warnings():

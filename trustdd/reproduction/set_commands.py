@@ -20,7 +20,7 @@ from ..core.distributed import (
 from ..core.experiment import to_dict
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, writable
-from ..core.working import remove_working, working_folder
+from ..core.working import check_ours, remove_working, working_folder
 from .flags import Command, FileName, Work
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #30177e86
@@ -56,6 +56,7 @@ class Import(Command):
         out = Path(self.out or f"{Path(self.file).stem.strip('*_')}.safetensors")
         if out.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
         if not self.out and out.exists(): raise UserError(f"{out} is there; name another --out")
+        check_ours(out, '"trustdd":', "a distilled set") # such as a file that is read
         left = {"out", "no_zca"} | {f.name for f in fields_of(Command)}
         own = {k: v for k, v in asdict(self).items() if k not in left}
         own["zca"] = self.zca or (False if self.no_zca else None)
@@ -97,6 +98,7 @@ class Evaluate(Work):
         from trustdd.data.distilled_set import DistilledSet
         from trustdd.evaluation.diagnosis import compare_with_claim, diagnose
         from trustdd.evaluation.evaluation import evaluate, resolve_eval_data
+        from trustdd.evaluation.image_scores import table_by_rules
         from trustdd.networks.training import train
         from trustdd.evaluation.scores import AUPR_RULES, FPR95_RULES
         check_choice("select", self.select, ("last", "best_on_test"))
@@ -107,6 +109,7 @@ class Evaluate(Work):
         pick_device(self.device)
         if self.time_budget and not self.out:
             raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
+        if self.out: _check_place(Path(self.out))
         _check_ours(self.file)
         syn = broadcast_from_rank0(lambda: DistilledSet.load(self.file))
         syn = _with_epochs(syn, self.epochs)
@@ -121,7 +124,7 @@ class Evaluate(Work):
             logits = is_main_process() and Path(keep or scratch)/"logits.safetensors"
             report = evaluate(nets, syn, self.dataset, self.ood, self.select, device=self.device,
                               logits_out=logits)
-            table = logits and _by_other_rules(logits, self.fpr95, self.aupr)
+            table = logits and table_by_rules(logits, self.fpr95, self.aupr)
         if out: _replace_results(report, logits, out)
         print(report.summary())
         if table: print(table)
@@ -158,21 +161,19 @@ def _as_the_data_set_counts(syn, dataset):
     return replace(syn, labels=labels, soft=soft, classes=dataset.classes)
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #f1218d5e
+_OURS = {"report.json": '"ood_values":', "ood.csv": "ood,", "logits.safetensors": "trustdd-logits"}
+
+def _check_place(out):
+    "`UserError` if results would replace files of others, or those of a run."
+    if (out/"config.json").exists(): raise UserError(f"--out {out} is a run; name another folder")
+    for name, mark in _OURS.items(): check_ours(out/name, mark, "a result of evaluate")
+
 def _replace_results(report, logits, out):
     "Put logits and report where those of an earlier call may be; never one beside the old other."
     (out/"report.json").unlink(missing_ok=True)
     atomic_write(out/"logits.safetensors", logits.read_bytes())
     report.save(out)
     remove_working(out, "training")
-
-def _by_other_rules(file, fpr95, aupr):
-    "The mean over networks of each OOD set's metrics by the rules asked for; none if usual."
-    from trustdd.evaluation.image_scores import scores_from_logits
-    from trustdd.evaluation.logits import Logits
-    if (fpr95, aupr) == ("first", "step"): return ""
-    found = scores_from_logits(Logits.load(file)).metrics(fpr95, aupr).drop(columns="network")
-    table = found.groupby("ood", sort=False).mean().round(1)
-    return f"by msp, %, FPR95 at the {fpr95} threshold, AUPR by {aupr}:\n{table.to_string()}"
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #3ab31d86
 @dataclass(frozen=True)
@@ -186,7 +187,6 @@ class Show(Command):
 
     def run(self, fields) -> int:
         "Prints where the picture is."
-        from trustdd.core.storage import atomic_write
         from trustdd.data.distilled_set import DistilledSet, set_file
         from trustdd.reproduction.figures import render
         from trustdd.reproduction.image_panels import set_picture
