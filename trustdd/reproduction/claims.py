@@ -18,7 +18,7 @@ from ..evaluation.report import mean_std
 from ..evaluation.scores import METRICS
 from .items import select, traced, verdict
 from .figures import label
-from .tables import ood_texts, PARTS, table_notes
+from .tables import ood_texts, PARTS
 
 # %% ../../nbs/reproduction/82_claims.ipynb #6187bb44
 def supported(

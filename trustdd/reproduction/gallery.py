@@ -17,7 +17,6 @@ from ..core.checks import regular_file, UserError
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
 from .artifacts import made_when, notebooks_folder
-from .tables import to_markdown
 
 # %% ../../nbs/reproduction/89_gallery.ipynb #c4d941e1
 VERDICT_WORDS = {True: "held", False: "did not hold", None: "not tested"}
@@ -198,8 +197,7 @@ def _render(
                              trim_blocks=True, lstrip_blocks=True)
     env.filters |= dict(
         address=partial(_address, page=page), cost=partial(cost_word, stores=stores),
-        made=_made, png_size=_png_size, cells=_cells, n_repeated=_n_repeated,
-        as_markdown=to_markdown)
+        made=_made, png_size=_png_size, cells=_cells, n_repeated=_n_repeated)
     known = notebooks()
     names = sorted({e.name for there in found.values() for e in there} | set(known))
     return env.get_template("gallery.html.j2").render(
