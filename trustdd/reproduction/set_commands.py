@@ -9,19 +9,17 @@ __all__ = ['Import', 'Evaluate', 'Show', 'Compare']
 import os, sys, tempfile, warnings, webbrowser
 from dataclasses import asdict, dataclass, fields as fields_of, replace
 from pathlib import Path
-from typing import Annotated
 
 from tyro import MISSING
-from tyro.conf import arg, Positional
 
-from ..core.checks import UserError, check_choice, check_int
+from ..core.checks import UserError, check_choice
 from ..core.distributed import (
     broadcast_from_rank0, is_main_process, log_once, main_process_first)
-from ..core.experiment import to_dict
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, writable
 from ..core.working import remove_working, working_folder
-from .flags import Command, FileName, Work
+from .flags import (
+    check_networks, Command, FileName, FileNames, with_epochs, Work)
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #30177e86
 @dataclass(frozen=True)
@@ -69,13 +67,6 @@ class Import(Command):
         print(f"{syn!r}", *card, imported["order"], *notes, out, sep="\n")
         return 0
 
-# %% ../../nbs/reproduction/96_set_commands.ipynb #362d1bf0
-def _with_epochs(syn, epochs):
-    "The set, whose experiment says so many epochs of training; as it is if None."
-    if epochs is None: return syn
-    exp = to_dict(replace(syn.experiment, epochs=epochs))
-    return replace(syn, provenance=syn.provenance | dict(experiment=exp))
-
 # %% ../../nbs/reproduction/96_set_commands.ipynb #a23132c5
 @dataclass(frozen=True)
 class Evaluate(Work):
@@ -102,14 +93,13 @@ class Evaluate(Work):
         check_choice("select", self.select, ("last", "best_on_test"))
         check_choice("fpr95", self.fpr95, FPR95_RULES)
         check_choice("aupr", self.aupr, AUPR_RULES)
-        for name, least in (("n_nets", 1), ("seed", 0)):
-            if getattr(self, name) is not None: check_int(name, getattr(self, name), least)
+        check_networks(self.n_nets, self.seed)
         pick_device(self.device)
         if self.time_budget and not self.out:
             raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
         _check_ours(self.file)
         syn = broadcast_from_rank0(lambda: DistilledSet.load(self.file))
-        syn = _with_epochs(syn, self.epochs)
+        syn = with_epochs(syn, self.epochs)
         with main_process_first():
             syn = _as_the_data_set_counts(syn, self.dataset)
             resolve_eval_data(syn, self.dataset, self.ood) # refused early
@@ -218,12 +208,10 @@ def _has_screen():
         name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #c5c5cb34
-_Files = Positional[Annotated[list[str], arg(metavar="[files ...]")]]
-
 @dataclass(frozen=True)
 class Compare(Work):
     "Rank distilled sets of one data set, beside random and k-means images of the same number."
-    files:_Files=MISSING            # the sets, NAME.safetensors
+    files:FileNames=MISSING         # the sets, NAME.safetensors
     out:str="comparison"            # a folder for the page and its numbers
     n_nets:int=3                    # networks for each set
     seed:int=0                      # of the networks, and of the random images
