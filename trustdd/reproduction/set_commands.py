@@ -85,24 +85,11 @@ class Evaluate(Work):
 
     def run(self, fields) -> int:
         "Prints a table."
-        from trustdd.data.distilled_set import DistilledSet
         from trustdd.evaluation.diagnosis import compare_with_claim, diagnose
-        from trustdd.evaluation.evaluation import evaluate, resolve_eval_data
+        from trustdd.evaluation.evaluation import evaluate
         from trustdd.networks.training import train
-        from trustdd.evaluation.scores import AUPR_RULES, FPR95_RULES
-        check_choice("select", self.select, ("last", "best_on_test"))
-        check_choice("fpr95", self.fpr95, FPR95_RULES)
-        check_choice("aupr", self.aupr, AUPR_RULES)
-        check_networks(self.n_nets, self.seed)
-        pick_device(self.device)
-        if self.time_budget and not self.out:
-            raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
-        _check_ours(self.file)
-        syn = broadcast_from_rank0(lambda: DistilledSet.load(self.file))
-        syn = with_epochs(syn, self.epochs)
-        with main_process_first():
-            syn = _as_the_data_set_counts(syn, self.dataset)
-            resolve_eval_data(syn, self.dataset, self.ood) # refused early
+        _check_request(self)
+        syn = _set_to_test(self.file, self.epochs, self.dataset, self.ood)
         out = is_main_process() and self.out and writable(self.out)
         keep = self.out and working_folder(self.out, "training")
         snapshots = 20 if self.select != "last" else 0
@@ -132,6 +119,19 @@ def _check_ours(file):
     raise UserError(f"{file} is {what}, not a safetensors file of TrustDD; import it first: "
                     f"trustdd import {file} --dataset NAME --out NAME.safetensors")
 
+def _check_request(asked):
+    "`UserError` for what an `Evaluate` cannot do."
+    from trustdd.evaluation.scores import AUPR_RULES, FPR95_RULES
+    check_choice("select", asked.select, ("last", "best_on_test"))
+    check_choice("fpr95", asked.fpr95, FPR95_RULES)
+    check_choice("aupr", asked.aupr, AUPR_RULES)
+    check_networks(asked.n_nets, asked.seed)
+    pick_device(asked.device)
+    if asked.time_budget and not asked.out:
+        raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
+    _check_ours(asked.file)
+
+# %% ../../nbs/reproduction/96_set_commands.ipynb #005ab630
 def _as_the_data_set_counts(syn, dataset):
     "A set imported without its data set, with the names and order of the classes of that."
     from trustdd.data.catalog import load_dataset
@@ -146,6 +146,16 @@ def _as_the_data_set_counts(syn, dataset):
     log_once(order_text(dataset, order, whose))
     labels, soft = renumbered(syn.labels, syn.soft, order)
     return replace(syn, labels=labels, soft=soft, classes=dataset.classes)
+
+def _set_to_test(file, epochs, dataset, ood):
+    "The set, with the epochs asked for and the classes of its data set, if that can be tested."
+    from trustdd.data.distilled_set import DistilledSet
+    from trustdd.evaluation.evaluation import resolve_eval_data
+    syn = with_epochs(broadcast_from_rank0(lambda: DistilledSet.load(file)), epochs)
+    with main_process_first():
+        syn = _as_the_data_set_counts(syn, dataset)
+        resolve_eval_data(syn, dataset, ood) # refused early
+    return syn
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #f1218d5e
 def _replace_results(report, logits, out):
