@@ -8,7 +8,7 @@ __all__ = ['stratify', 'Dataset', 'from_tensors', 'from_splits', 'DataSettings']
 # %% ../../nbs/data/09_dataset.ipynb #833e0d90
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -49,6 +49,13 @@ def stratify(
         kept.append(members[n:])
     return torch.cat(kept).sort().values, torch.cat(held).sort().values
 
+# %% ../../nbs/data/09_dataset.ipynb #fc07c9ee
+@cache
+def _column(values:tuple, device) -> torch.Tensor:
+    "A value for each channel as (C, 1, 1) on `device`, sent there once."
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
 # %% ../../nbs/data/09_dataset.ipynb #453c6f83
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -86,17 +93,6 @@ class Dataset:
         "Indices of the training images of class `c`, ascending."
         return self._members[c]
 
-    @cached_property
-    def _constants(self): return {}
-    def _per_channel(self, values, device):
-        "`values` as (C, 1, 1) on `device`, sent there once."
-        key = tuple(values), device
-        if key not in self._constants:
-            with torch.inference_mode(False):
-                column = torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
-            self._constants[key] = column
-        return self._constants[key]
-
     def normalise(self,
         x:torch.Tensor, # (..., C, H, W): uint8, or float in [0, 1]
         device=None,    # where to put them; where they are if None
@@ -104,7 +100,7 @@ class Dataset:
         "Images as normalised float32 (whitened, if `zca` is set)."
         x = to_device(x, device) if device is not None else x
         if self.zca is not None: return self.zca.apply(x)
-        mean, std = self._per_channel(self.mean, x.device), self._per_channel(self.std, x.device)
+        mean, std = (_column(tuple(v), x.device) for v in (self.mean, self.std))
         if x.dtype != torch.uint8: return (x.float() - mean) / std
         return x.float().div_(255).sub_(mean).div_(std) # one float copy, not four
 
@@ -113,7 +109,7 @@ class Dataset:
     ) -> torch.Tensor:
         "Normalised images back in [0, 1], clipped."
         if self.zca is not None: return self.zca.undo(x).clamp(0, 1)
-        mean, std = self._per_channel(self.mean, x.device), self._per_channel(self.std, x.device)
+        mean, std = (_column(tuple(v), x.device) for v in (self.mean, self.std))
         return (x * std + mean).clamp(0, 1)
 
     def holdout(self,
@@ -121,26 +117,14 @@ class Dataset:
         seed:int,       # of the draw
     ) -> "Dataset":
         "Its training images alone, a part of each class as test images; not for a whitened set."
-        if self.zca is not None:
-            raise UserError(f"{self.name} is whitened by all of its training images; "
-                            "hold out first, then whiten: holdout(...).whitened()")
-        if not 0 < fraction < 1:
-            raise UserError(f"fraction = {fraction!r} must lie between 0 and 1")
-        kept, held = stratify(self.labels, fraction, seed, "holdout")
-        source = (f"{self.source}; of its training images {len(held):,} are held out "
-                  f"as test images (seed {seed})")
-        return from_tensors(self.name, self.images[kept], self.labels[kept], self.images[held],
-                            self.labels[held], self.classes, source)
+        return _held_out(self, fraction, seed)
 
     def whitened(self,
         root=None,      # the data folder, which keeps the map; `data_root()` if None
     ) -> "Dataset":
         "The same images, which `normalise` whitens by ZCA fitted on the training images."
         if self.zca is not None: return self
-        path = _zca_file(self.name, self.images, Path(root or data_root()).expanduser().resolve())
-        source = (f"{self.source}; pixels are ZCA-whitened "
-                  f"(eps 0.1, fitted on its {len(self.images):,} training images)")
-        return replace(self, zca=cached_zca(self.images, path), source=source)
+        return _with_whitening(self, Path(root or data_root()).expanduser().resolve())
 
 # %% ../../nbs/data/09_dataset.ipynb #2b91f0e7
 def _pixels(what, x):
@@ -202,6 +186,19 @@ def from_tensors(
     given = f"{name}: {len(x):,} training and {len(t):,} test images given as tensors"
     return Dataset(name, x, y, t, u, classes, *_channel_stats(x), source or given)
 
+# %% ../../nbs/data/09_dataset.ipynb #4d069d44
+def _held_out(dataset:Dataset, fraction, seed) -> Dataset:
+    "The training images, divided into training and test images."
+    if dataset.zca is not None:
+        raise UserError(f"{dataset.name} is whitened by all of its training images; "
+                        "hold out first, then whiten: holdout(...).whitened()")
+    if not 0 < fraction < 1: raise UserError(f"fraction = {fraction!r} must lie between 0 and 1")
+    x, y = dataset.images, dataset.labels
+    kept, held = stratify(y, fraction, seed, "holdout")
+    source = (f"{dataset.source}; of its training images {len(held):,} are held out "
+              f"as test images (seed {seed})")
+    return from_tensors(dataset.name, x[kept], y[kept], x[held], y[held], dataset.classes, source)
+
 # %% ../../nbs/data/09_dataset.ipynb #3b43b0e8
 def _mapped(split, classes):
     "The images and labels of a split, with labels that count in `classes`; the others left out."
@@ -220,9 +217,8 @@ def from_splits(
         raise UserError(f"{name}: the images lie in no class folders (needed is CLASS/IMAGE)")
     classes = [c for c in train.classes if c]
     strange = [c for c in test.classes if c and c not in classes]
-    if strange:
-        some = ", ".join(strange[:5])
-        raise UserError(f"{name}: test class {some} is not among the training classes")
+    if strange: raise UserError(f"{name}: test class {', '.join(strange[:5])} "
+                                "is not among the training classes")
     (x, y), (t, u) = _mapped(train, classes), _mapped(test, classes)
     source = (f"{name}: {source}, {len(x):,} training and {len(t):,} test images "
               f"of {len(classes)} classes")
@@ -231,10 +227,14 @@ def from_splits(
     return from_tensors(name, x, y, t, u, classes, source)
 
 # %% ../../nbs/data/09_dataset.ipynb #89aa6ba9
-def _zca_file(name, images, root):
-    "Where the whitening map of exactly these images is kept."
-    pixels = hashlib.sha256(images.cpu().contiguous().numpy().reshape(-1)).hexdigest()
-    return cache_file(root, f"{name} zca {tuple(images.shape)} {pixels[:16]}")
+def _with_whitening(dataset:Dataset, root:Path) -> Dataset:
+    "The same images with the whitening map of exactly these, kept in the data folder `root`."
+    x = dataset.images
+    pixels = hashlib.sha256(x.cpu().contiguous().numpy().reshape(-1)).hexdigest()
+    path = cache_file(root, f"{dataset.name} zca {tuple(x.shape)} {pixels[:16]}")
+    source = (f"{dataset.source}; pixels are ZCA-whitened "
+              f"(eps 0.1, fitted on its {len(x):,} training images)")
+    return replace(dataset, zca=cached_zca(x, path), source=source)
 
 # %% ../../nbs/data/09_dataset.ipynb #0c09d5c0
 @settings("data")

@@ -24,8 +24,6 @@ from .cards import card_of, export_as
 from .catalog import prepared
 
 # %% ../../nbs/data/26_distilled_set.ipynb #89dd0774
-_FORMAT = 1
-
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
     "A few synthetic images and outliers, and all that is needed to use them."
@@ -49,23 +47,13 @@ class DistilledSet:
         raise UserError("the distilled set does not say which experiment made it; "
                         "give its provenance an experiment: to_dict(Experiment(dataset=...))")
 
-    def __repr__(self):
-        e = self.provenance.get("experiment") or dict.fromkeys(MAIN)
-        method = self.provenance.get("imported", {}).get("method") or e["method"]
-        return (f"DistilledSet({len(self.images)} images and {len(self.outliers)} outliers of "
-                f"{self.shape}, {self.n_classes} classes; {e['dataset']}, {method}, outliers "
-                f"{e['outliers']}, ipc {e['ipc']}, seed {e['seed']}, preset {e['preset']})")
+    def __repr__(self): return _in_words(self)
 
     def save(self,
         path, # the file, usually NAME.safetensors
     ):
         "Write one safetensors file, whole or not at all; the same set gives the same bytes."
-        meta = dict(format=_FORMAT, classes=list(self.classes), mean=list(self.mean),
-                    std=list(self.std), provenance=self.provenance)
-        if self.lr is not None: meta["lr"] = self.lr
-        tensors = dict(images=self.images, labels=self.labels, outliers=self.outliers)
-        if self.soft is not None: tensors["soft"] = self.soft
-        write_safetensors(path, tensors, {"trustdd": json.dumps(meta, sort_keys=True)})
+        _save(self, path)
 
     @classmethod
     def load(cls,
@@ -73,14 +61,7 @@ class DistilledSet:
     ) -> "DistilledSet":
         "Read a file; raises `UserError` if it is missing, damaged, foreign or of another version."
         path = set_file(path)
-        if path.is_dir(): raise UserError(f"{path} holds no finished distilled set; name a file "
-                                          "NAME.safetensors, or the folder of a run")
-        tensors, meta = read_safetensors(path)
-        meta = _description(meta, path)
-        pixels = (tensors.get(k) for k in ("images", "labels", "outliers"))
-        words = (tuple(meta[k]) for k in ("classes", "mean", "std"))
-        syn = cls(*pixels, *words, meta["provenance"], meta.get("lr"),
-                  tensors.get("soft"))
+        syn = cls(**_fields(path))
         _check(syn, path)
         return syn
 
@@ -103,14 +84,10 @@ class DistilledSet:
         augmented:bool=True,    # as the experiment says
     ) -> torch.utils.data.DataLoader:
         "Batches of normalised images (b, C, H, W) and labels, (b,) or if soft (b, k)."
-        n = len(self.outliers) if outliers else 0
-        x = torch.cat([self.images, self.outliers[:n]])
-        y = self.labels if self.soft is None else self.soft
-        y = torch.cat([y, torch.full((n, *y.shape[1:]), -1, dtype=y.dtype)])
         generator, strategy, align = stream(seed, "loader"), "none", True
         if augmented: strategy, align = self.experiment.strategy, self.experiment.align_corners
         return torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(x, y), batch, shuffle=True, generator=generator,
+            _pairs(self, outliers), batch, shuffle=True, generator=generator,
             collate_fn=partial(_augmented, strategy, align, generator))
 
     def denormalise(self,
@@ -118,8 +95,8 @@ class DistilledSet:
     ) -> torch.Tensor:
         "Colours in [0, 1], clipped. Whitened images need the real training images to undo it."
         if self._whitened: return prepared(self.experiment).denormalise(x.cpu())
-        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
-        mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1)
+                     for v in (self.mean, self.std))
         return (x.cpu() * std + mean).clamp(0, 1)
 
     @property
@@ -129,18 +106,7 @@ class DistilledSet:
         n:int=10, # classes, at most
     ) -> Image.Image:
         "A small picture: the first image of each class, and below it the slot's first outlier."
-        n = min(n, self.n_classes)
-        like = self.soft if self.soft is not None else self.labels[:, None] == torch.arange(n)
-        firsts = [int(like[:, c].float().argmax()) for c in range(n)]
-        rows = [self.images[firsts]]
-        if len(self.outliers) >= self.n_classes:
-            rows.append(self.outliers[::len(self.outliers) // self.n_classes][:n])
-        x, zoom = self.denormalise(torch.cat(rows)), max(1, 32 // self.shape[1])
-        x = x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-        x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=.7) # a grey frame around each
-        strips = [torch.cat(list(row), 2) for row in (255 * x).round().to(torch.uint8).split(n)]
-        pixels = torch.cat(strips, 1).permute(1, 2, 0).squeeze(2).numpy()
-        return Image.fromarray(np.ascontiguousarray(pixels))
+        return _picture(self, n)
 
     def _repr_png_(self):
         "The picture that a notebook shows; none of whitened images, which would need real ones."
@@ -149,11 +115,59 @@ class DistilledSet:
         self.show().save(data, "png")
         return data.getvalue()
 
+# %% ../../nbs/data/26_distilled_set.ipynb #0651f0f0
+def _in_words(syn) -> str:
+    "A distilled set in one line."
+    e = syn.provenance.get("experiment") or dict.fromkeys(MAIN)
+    method = syn.provenance.get("imported", {}).get("method") or e["method"]
+    return (f"DistilledSet({len(syn.images)} images and {len(syn.outliers)} outliers of "
+            f"{syn.shape}, {syn.n_classes} classes; {e['dataset']}, {method}, outliers "
+            f"{e['outliers']}, ipc {e['ipc']}, seed {e['seed']}, preset {e['preset']})")
+
+# %% ../../nbs/data/26_distilled_set.ipynb #bd8a5c8a
+def _firsts(syn, n:int) -> torch.Tensor:
+    "For each of the first `n` classes an image, and below these their slots' first outliers."
+    like = syn.soft if syn.soft is not None else syn.labels[:, None] == torch.arange(n)
+    rows = [syn.images[[int(like[:, c].float().argmax()) for c in range(n)]]]
+    if len(syn.outliers) >= syn.n_classes:
+        rows.append(syn.outliers[::len(syn.outliers) // syn.n_classes][:n])
+    return torch.cat(rows)
+
+def _picture(syn, n:int) -> Image.Image:
+    "The picture of at most `n` classes, enlarged if the images are small."
+    n = min(n, syn.n_classes)
+    x, zoom = syn.denormalise(_firsts(syn, n)), max(1, 32 // syn.shape[1])
+    x = x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=.7) # a grey frame around each
+    strips = [torch.cat(list(row), 2) for row in (255 * x).round().to(torch.uint8).split(n)]
+    pixels = torch.cat(strips, 1).permute(1, 2, 0).squeeze(2).numpy()
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
 # %% ../../nbs/data/26_distilled_set.ipynb #34f21aa2
+def _pairs(syn, outliers:bool) -> torch.utils.data.TensorDataset:
+    "Images and labels, then outliers with -1 for each number of a label."
+    n = len(syn.outliers) if outliers else 0
+    x = torch.cat([syn.images, syn.outliers[:n]])
+    y = syn.labels if syn.soft is None else syn.soft
+    y = torch.cat([y, torch.full((n, *y.shape[1:]), -1, dtype=y.dtype)])
+    return torch.utils.data.TensorDataset(x, y)
+
 def _augmented(strategy, align_corners, generator, pairs):
     "A batch of pairs (image, label), each image augmented by parameters of its own."
     x, y = (torch.stack(part) for part in zip(*pairs))
     return augment(x, draw(strategy, len(x), generator), align_corners), y
+
+# %% ../../nbs/data/26_distilled_set.ipynb #6e05552f
+_FORMAT = 1
+
+def _save(syn, path):
+    "Write one safetensors file."
+    meta = dict(format=_FORMAT, classes=list(syn.classes), mean=list(syn.mean),
+                std=list(syn.std), provenance=syn.provenance)
+    if syn.lr is not None: meta["lr"] = syn.lr
+    tensors = dict(images=syn.images, labels=syn.labels, outliers=syn.outliers)
+    if syn.soft is not None: tensors["soft"] = syn.soft
+    write_safetensors(path, tensors, {"trustdd": json.dumps(meta, sort_keys=True)})
 
 # %% ../../nbs/data/26_distilled_set.ipynb #99693a03
 def set_file(
@@ -172,13 +186,11 @@ def _description(meta, path) -> dict:
     except (KeyError, TypeError, ValueError, RecursionError): meta = None
     if not isinstance(meta, dict) or "format" not in meta:
         raise UserError(f"{path} is a safetensors file, but not a distilled set of TrustDD")
-    if meta["format"] != _FORMAT:
-        raise UserError(f"{path} has format version {meta['format']!r}; "
-                        f"this version reads {_FORMAT}")
+    if meta["format"] != _FORMAT: raise UserError(
+        f"{path} has format version {meta['format']!r}; this version reads {_FORMAT}")
     lost = [k for k in _SAID if k not in meta]
-    if lost:
-        raise UserError(f"{path} is not a whole distilled set: "
-                        f"its description lacks {', '.join(lost)}")
+    if lost: raise UserError(f"{path} is not a whole distilled set: "
+                             f"its description lacks {', '.join(lost)}")
     flaw = _flaw(**{k: meta[k] for k in _SAID})
     if flaw: raise UserError(f"{path} cannot be used: {flaw}")
     return meta
@@ -225,3 +237,14 @@ def _check(syn, path):
         raise UserError(f"{path} has soft labels that are not finite numbers of 0 or more")
     if syn.labels.min() < 0 or syn.labels.max() >= syn.n_classes:
         raise UserError(f"{path} has labels outside its {syn.n_classes} classes")
+
+# %% ../../nbs/data/26_distilled_set.ipynb #e0b2eb6a
+def _fields(path) -> dict:
+    "The fields of the set in a file."
+    if path.is_dir(): raise UserError(f"{path} holds no finished distilled set; name a file "
+                                      "NAME.safetensors, or the folder of a run")
+    tensors, meta = read_safetensors(path)
+    meta = _description(meta, path)
+    fields = {k: tensors.get(k) for k in ("images", "labels", "outliers", "soft")}
+    fields |= {k: tuple(meta[k]) for k in ("classes", "mean", "std")}
+    return fields | dict(provenance=meta["provenance"], lr=meta.get("lr"))

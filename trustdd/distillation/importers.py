@@ -186,11 +186,19 @@ def _statistics(got, dataset, mean, std, zca, remarks):
     return mean, std
 
 # %% ../../nbs/distillation/50_importers.ipynb #89acf273
-def _made(exp, dataset, got, remarks, **said):
+def _made(exp, dataset, got, remarks, method, recipe, claimed, order) -> dict:
     "The provenance of an imported set: not made here, from which bytes, and what was assumed."
-    imported = dict(files=_hashes(got.files), index=got.index, note="; ".join(remarks), **said)
+    imported = dict(files=_hashes(got.files), index=got.index, note="; ".join(remarks),
+                    method=method, recipe=recipe, claimed=claimed, order=order)
     data = dataset.source + "; the imported images are whitened" * exp.zca
     return provenance(exp, dataset, "cpu") | dict(device="imported", data=data, imported=imported)
+
+# %% ../../nbs/distillation/50_importers.ipynb #5cf1d947
+def _experiment(recipe, n_outliers, n_classes, fields, **known) -> Experiment:
+    "The experiment that a set is said to be of: by its recipe, `fields` given, and what is known."
+    if n_outliers: known["outliers_per_slot"] = max(1, n_outliers // n_classes)
+    recipe = recipe_fields(recipe, known["dataset"])
+    return Experiment(**dict(preset="paper") | recipe | fields | known)
 
 # %% ../../nbs/distillation/50_importers.ipynb #f82f619c
 def import_set(
@@ -233,10 +241,8 @@ def import_set(
     if got.n > 1 and index is None:
         remarks.append(f"experiment 1 of {got.n} (index 0) is taken, --index chooses another")
     n = _ipc(first, y, len(dataset.classes), ipc, named.ipc, remarks)
-    known = dict(dataset=name, outliers=kind, ipc=n, zca=zca)
-    if len(out): known["outliers_per_slot"] = max(1, len(out) // len(dataset.classes))
-    exp = Experiment(**dict(preset="paper") | recipe_fields(recipe, name) | fields | known)
+    exp = _experiment(recipe, len(out), len(dataset.classes), fields, dataset=name, outliers=kind,
+                      ipc=n, zca=zca)
     for text in remarks: warnings.warn(f"{first.name}: {text}", stacklevel=2)
-    made = _made(exp, dataset, got, remarks, method=method, recipe=recipe, claimed=claim,
-                 order=meaning)
+    made = _made(exp, dataset, got, remarks, method, recipe, claim, meaning)
     return DistilledSet(x, y, out, dataset.classes, mean, std, made, got.lr, rows)

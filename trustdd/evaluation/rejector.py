@@ -42,12 +42,24 @@ def _whitening(source) -> ZCA | None:
     if experiment.get("zca"): return prepared(source.experiment).zca
     return getattr(source, "zca", None)
 
+# %% ../../nbs/evaluation/63_rejector.ipynb #619673f3
 def _check_same_kind(held_out, source):
     "Raise `UserError` if a held-out `Dataset` has other classes or sizes than what was learned."
     if not isinstance(held_out, Dataset): return
     for what in ("classes", "shape"):
         a, b = (tuple(getattr(x, what)) for x in (held_out, source))
         if a != b: raise UserError(f"held_out has {what} {a}, but the networks learned from {b}")
+
+def _learned_from(held_out, trained_on):
+    "What the networks learned from: `trained_on`, or `held_out` if None; `UserError` if unfit."
+    like = held_out if trained_on is None else trained_on
+    if not hasattr(like, "classes"):
+        raise UserError("trained_on is missing: the distilled set or data set that the "
+                        "networks learned from")
+    _check_same_kind(held_out, like)
+    if "unknown" in like.classes:
+        raise UserError("a class is called 'unknown', as rejected images are; rename it")
+    return like
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #faec2d9d
 def _own_copies(networks) -> tuple:
@@ -58,71 +70,6 @@ def _own_copies(networks) -> tuple:
         raise UserError("networks must be a trained torch.nn.Module, or a list of them")
     without = {id(getattr(net, "history", None)): None for net in nets}
     return tuple(copy.deepcopy(net, dict(without)).eval().requires_grad_(False) for net in nets)
-
-# %% ../../nbs/evaluation/63_rejector.ipynb #6803e03b
-_FORMAT = "trustdd-rejector-1"
-_KEPT = ("classes", "shape", "mean", "std", "score", "accept", "threshold", "n_held_out", "test",
-         "source")
-
-def _contents(tensors) -> str:
-    "Eight digits for the names, types, shapes and bytes of tensors."
-    return digest({k: [str(v.dtype), list(v.shape), checksum(v)] for k, v in tensors.items()})
-
-def _sound(said:dict) -> bool:
-    "Do the values that a file gives make a rejector?"
-    try:
-        (channels, high, wide), test = said["shape"], said["test"] or (1, 1)
-        whole = [channels, high, wide, said["n_held_out"], *test]
-        numbers = [*said["mean"], *said["std"], said["threshold"], said["accept"]]
-        kinds = {int: whole, float: numbers, str: [*said["classes"], said["source"]]}
-        return (all(isinstance(v, kind) for kind, values in kinds.items() for v in values)
-                and len(said["mean"]) == len(said["std"]) == channels and 0 < high == wide
-                and len(said["classes"]) > 1 and all(map(math.isfinite, numbers))
-                and min(said["std"]) > 0 and 0 < said["accept"] < 1
-                and 0 <= test[0] <= test[1] > 0 and len(test) == 2 and len(said["networks"]) > 0)
-    except (KeyError, IndexError, TypeError, ValueError): return False
-
-def _description(tensors, metadata, path) -> dict:
-    "What a file says of itself; `UserError` if it is no rejector, or damaged."
-    try: said = json.loads(metadata["rejector"])
-    except (KeyError, ValueError): said = None
-    if not isinstance(said, dict) or said.get("format") != _FORMAT:
-        raise UserError(f"{path} is not a rejector; `trustdd reject` makes one of a distilled set")
-    if said.pop("digest", 0) != digest(said) or said.get("contents") != _contents(tensors):
-        raise UserError(f"{path} is damaged: its contents do not fit its check sum")
-    if not _sound(said): raise UserError(f"{path} is damaged: its description makes no rejector")
-    score = check_choice(f"score in {path}", said.get("score"), SCORES)
-    if said.get("own") != recorded(score=(score,)).get("own"):
-        raise UserError(f"{path} has a threshold for another score {score!r} than the one that is "
-                        "here; load the plug-in that it was made with, or make it again")
-    return said
-
-# %% ../../nbs/evaluation/63_rejector.ipynb #50a574bf
-def _part(tensors, name):
-    return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-
-def _restored(number, said, tensors, network, path) -> nn.Module:
-    "Network `number` of a file."
-    config, state = said["networks"][number], _part(tensors, f"network{number}.")
-    if config is None and network is None:
-        raise UserError(f"{path} holds a network that trustdd does not build; give one of its "
-                        "architecture: Rejector.load(path, network=...)")
-    try:
-        if config is None: net = copy.deepcopy(network)
-        elif config["depth"] > len(state): raise UserError(f"{config['depth']} layers are too many")
-        else: net = network_skeleton(config, tuple(said["shape"]), len(said["classes"]))
-        net.load_state_dict(state, assign=True)
-    except (RuntimeError, TypeError, LookupError, ArithmeticError, ValueError) as e:
-        why = " ".join(str(e).split())[:200]
-        raise UserError(f"{path}: its weights do not fit the network: {why}") from None
-    return net.eval().requires_grad_(False)
-
-def _restored_whitening(said, tensors, path) -> ZCA | None:
-    white, d = _part(tensors, "zca."), math.prod(said["shape"])
-    if not white: return None
-    if {k: tuple(v.shape) for k, v in white.items()} != dict(mean=(d,), matrix=(d, d)):
-        raise UserError(f"{path}: its whitening map does not fit images of {said['shape']}")
-    return ZCA(**white, inverse=torch.empty(0)) # the way back is not needed
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #fb4e3a96
 @dataclass(frozen=True, eq=False)
@@ -152,13 +99,7 @@ class Rejector:
     ) -> "Rejector":
         "The rejector with the highest threshold that accepts enough of the held-out images."
         check_choice("score", score, SCORES)
-        like = held_out if trained_on is None else trained_on
-        if not hasattr(like, "classes"):
-            raise UserError("trained_on is missing: the distilled set or data set that the "
-                            "networks learned from")
-        _check_same_kind(held_out, like)
-        if "unknown" in like.classes:
-            raise UserError("a class is called 'unknown', as rejected images are; rename it")
+        like = _learned_from(held_out, trained_on)
         images = as_pixels(held_out, tuple(like.shape))
         check_accept(accept, len(images))
         mean, std = (tuple(map(float, v)) for v in (like.mean, like.std))
@@ -204,14 +145,7 @@ class Rejector:
 
     def save(self, path):
         "Write one safetensors file, whole or not at all."
-        tensors = {f"network{i}.{name}": v.clone() for i, net in enumerate(self.networks)
-                   for name, v in net.state_dict().items()}
-        if self.zca: tensors |= {"zca.mean": self.zca.mean, "zca.matrix": self.zca.matrix}
-        configs = [network_config(net, self.shape, len(self.classes)) for net in self.networks]
-        said = {k: getattr(self, k) for k in _KEPT} | dict(format=_FORMAT, networks=configs)
-        said |= recorded(score=(self.score,)) # of your own: which one
-        said["contents"] = _contents(tensors)
-        text = json.dumps(said | dict(digest=digest(said)), sort_keys=True)
+        tensors, text = _packed(self)
         write_safetensors(path, tensors, {"rejector": text})
 
     @classmethod
@@ -222,14 +156,95 @@ class Rejector:
         "Read a rejector; raises `UserError` if the file is missing, damaged or something else."
         tensors, metadata = read_safetensors(path)
         said = _description(tensors, metadata, path)
-        count = range(len(said["networks"]))
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in _KEPT}
-        values["networks"] = tuple(_restored(i, said, tensors, network, path) for i in count)
-        if said["test"]: values["test"] = Acceptance(*said["test"])
-        return cls(zca=_restored_whitening(said, tensors, path), **values)
+        return cls(**_fields(said, tensors, network, path))
 
     def __repr__(self):
         n = len(self.networks)
         return (f"Rejector({n} network{'s' * (n > 1)}, {len(self.classes)} classes, images of "
                 f"{self.shape}; accepts {self.score} of {self.threshold:.4g} or more, fitted to "
                 f"accept {self.accept:.4g} of {self.n_held_out:,} held-out images)")
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #6803e03b
+_FORMAT = "trustdd-rejector-1"
+_KEPT = ("classes", "shape", "mean", "std", "score", "accept", "threshold", "n_held_out", "test",
+         "source")
+
+def _contents(tensors) -> str:
+    "Eight digits for the names, types, shapes and bytes of tensors."
+    return digest({k: [str(v.dtype), list(v.shape), checksum(v)] for k, v in tensors.items()})
+
+def _packed(rejector) -> tuple:
+    "(the tensors, the text) of a rejector's file."
+    tensors, nets = {}, rejector.networks
+    for i, net in enumerate(nets):
+        for name, v in net.state_dict().items(): tensors[f"network{i}.{name}"] = v.clone()
+    if zca := rejector.zca: tensors |= {"zca.mean": zca.mean, "zca.matrix": zca.matrix}
+    configs = [network_config(net, rejector.shape, len(rejector.classes)) for net in nets]
+    said = {k: getattr(rejector, k) for k in _KEPT} | recorded(score=(rejector.score,))
+    said |= dict(format=_FORMAT, networks=configs, contents=_contents(tensors))
+    return tensors, json.dumps(said | dict(digest=digest(said)), sort_keys=True)
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #a1d4c0b2
+def _sound(said:dict) -> bool:
+    "Do the values that a file gives make a rejector?"
+    try:
+        (channels, high, wide), test = said["shape"], said["test"] or (1, 1)
+        whole = [channels, high, wide, said["n_held_out"], *test]
+        numbers = [*said["mean"], *said["std"], said["threshold"], said["accept"]]
+        kinds = {int: whole, float: numbers, str: [*said["classes"], said["source"]]}
+        return (all(isinstance(v, kind) for kind, values in kinds.items() for v in values)
+                and len(said["mean"]) == len(said["std"]) == channels and 0 < high == wide
+                and len(said["classes"]) > 1 and all(map(math.isfinite, numbers))
+                and min(said["std"]) > 0 and 0 < said["accept"] < 1
+                and 0 <= test[0] <= test[1] > 0 and len(test) == 2 and len(said["networks"]) > 0)
+    except (KeyError, IndexError, TypeError, ValueError): return False
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #1facf3ab
+def _description(tensors, metadata, path) -> dict:
+    "What a file says of itself; `UserError` if it is no rejector, or damaged."
+    try: said = json.loads(metadata["rejector"])
+    except (KeyError, ValueError): said = None
+    if not isinstance(said, dict) or said.get("format") != _FORMAT:
+        raise UserError(f"{path} is not a rejector; `trustdd reject` makes one of a distilled set")
+    if said.pop("digest", 0) != digest(said) or said.get("contents") != _contents(tensors):
+        raise UserError(f"{path} is damaged: its contents do not fit its check sum")
+    if not _sound(said): raise UserError(f"{path} is damaged: its description makes no rejector")
+    score = check_choice(f"score in {path}", said.get("score"), SCORES)
+    if said.get("own") != recorded(score=(score,)).get("own"):
+        raise UserError(f"{path} has a threshold for another score {score!r} than the one that is "
+                        "here; load the plug-in that it was made with, or make it again")
+    return said
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #50a574bf
+def _part(tensors, name):
+    return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+def _restored(number, said, tensors, network, path) -> nn.Module:
+    "Network `number` of a file."
+    config, state = said["networks"][number], _part(tensors, f"network{number}.")
+    if config is None and network is None:
+        raise UserError(f"{path} holds a network that trustdd does not build; give one of its "
+                        "architecture: Rejector.load(path, network=...)")
+    try:
+        if config is None: net = copy.deepcopy(network)
+        elif config["depth"] > len(state): raise UserError(f"{config['depth']} layers are too many")
+        else: net = network_skeleton(config, tuple(said["shape"]), len(said["classes"]))
+        net.load_state_dict(state, assign=True)
+    except (RuntimeError, TypeError, LookupError, ArithmeticError, ValueError) as e:
+        why = " ".join(str(e).split())[:200]
+        raise UserError(f"{path}: its weights do not fit the network: {why}") from None
+    return net.eval().requires_grad_(False)
+
+def _restored_whitening(said, tensors, path) -> ZCA | None:
+    white, d = _part(tensors, "zca."), math.prod(said["shape"])
+    if not white: return None
+    if {k: tuple(v.shape) for k, v in white.items()} != dict(mean=(d,), matrix=(d, d)):
+        raise UserError(f"{path}: its whitening map does not fit images of {said['shape']}")
+    return ZCA(**white, inverse=torch.empty(0)) # the way back is not needed
+
+def _fields(said, tensors, network, path) -> dict:
+    "The fields of the rejector in a file."
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in _KEPT}
+    nets = [_restored(i, said, tensors, network, path) for i in range(len(said["networks"]))]
+    if said["test"]: fields["test"] = Acceptance(*said["test"])
+    return fields | dict(networks=tuple(nets), zca=_restored_whitening(said, tensors, path))

@@ -6,7 +6,7 @@
 __all__ = ['describe_training', 'TrainingCheckpoints']
 
 # %% ../../nbs/networks/33_training_checkpoints.ipynb #206e9375
-import json, math, time, zlib
+import json, math, time
 from pathlib import Path
 
 import torch
@@ -16,17 +16,7 @@ from ..core.checks import UserError
 from ..core.deadline import (
     mark_progress, out_of_time, OutOfTime, seconds_left, StepTimer)
 from ..core.experiment import Experiment, to_dict
-from ..core.storage import read_safetensors, write_safetensors
-
-# %% ../../nbs/networks/33_training_checkpoints.ipynb #b703336c
-def _checksum(*tensors) -> int:
-    "One number for the bytes of tensors, on any device."
-    crc = 0
-    for x in tensors:
-        if not x.numel(): continue
-        as_bytes = x.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        crc = zlib.crc32(as_bytes.numpy(), crc)
-    return crc
+from ..core.storage import checksum, read_safetensors, write_safetensors
 
 # %% ../../nbs/networks/33_training_checkpoints.ipynb #353ac8ce
 def describe_training(
@@ -39,13 +29,56 @@ def describe_training(
 ) -> dict:
     "What identifies a training."
     recipe = dict(experiment=to_dict(exp), seed=seed, model=model or exp.model, lr=lr)
-    threads, pixels = torch.get_num_threads(), _checksum(*tensors)
+    threads, pixels = torch.get_num_threads(), checksum(*tensors)
     return dict(recipe, threads=threads, pixels=pixels, snapshots=snapshots)
 
-def _title(description:dict) -> str:
+def _title(experiment:dict) -> str:
     "In a few words, which experiment it is."
-    words = "{dataset} {method} {outliers} ipc {ipc} seed {seed}"
-    return words.format(**description["experiment"])
+    return "{dataset} {method} {outliers} ipc {ipc} seed {seed}".format(**experiment)
+
+# %% ../../nbs/networks/33_training_checkpoints.ipynb #af86fd29
+def _joined(parts:dict) -> dict:
+    "The tensors of all parts, each named PART/NAME."
+    tensors = {}
+    for part, named in parts.items():
+        for name, v in named.items(): tensors[f"{part}/{name}"] = v
+    return tensors
+
+def _part(tensors:dict, name:str) -> dict:
+    "The tensors of one part, without its name."
+    start = f"{name}/"
+    return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+
+# %% ../../nbs/networks/33_training_checkpoints.ipynb #ba72af54
+def _momentum(net, optimiser) -> dict:
+    "Name of a parameter → its momentum, where there is one."
+    momentum = {}
+    for name, p in net.named_parameters():
+        value = optimiser.state.get(p, {}).get("momentum_buffer")
+        if value is not None: momentum[name] = value
+    return momentum
+
+def _set_momentum(net, optimiser, momentum:dict):
+    "Give the optimiser what `_momentum` found."
+    for name, p in net.named_parameters():
+        if name not in momentum: continue
+        optimiser.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
+
+# %% ../../nbs/networks/33_training_checkpoints.ipynb #e069c308
+def _read(file) -> tuple:
+    "(tensors, what it says of them) in the file of a network."
+    tensors, meta = read_safetensors(file)
+    try: return tensors, json.loads(meta["network"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{file} is no checkpoint of a network ({e}); "
+                        "delete it to train it again") from None
+
+# %% ../../nbs/networks/33_training_checkpoints.ipynb #9afe6d8b
+def _stop_if_asked(k, epochs, total):
+    "`OutOfTime` if a signal asked to stop network `k`; a deadline does not."
+    if seconds_left() > -math.inf: return
+    raise OutOfTime(f"asked to stop with {epochs} of {total} epochs of network {k + 1} "
+                    "done; they are not kept, since no folder was given")
 
 # %% ../../nbs/networks/33_training_checkpoints.ipynb #92bc9e2d
 class TrainingCheckpoints:
@@ -60,14 +93,6 @@ class TrainingCheckpoints:
 
     def file(self, k:int) -> Path: return self.folder/f"network{k:03d}.safetensors"
 
-    def _read(self, k):
-        "(tensors, what the file says of them) in the file of network `k`."
-        tensors, meta = read_safetensors(self.file(k))
-        try: return tensors, json.loads(meta["network"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{self.file(k)} is no checkpoint of a network ({e}); "
-                            "delete it to train it again") from None
-
     def load(self,
         k:int,          # the network's number
         net:nn.Module,  # changed in place, if there is something
@@ -75,13 +100,10 @@ class TrainingCheckpoints:
     ) -> tuple:
         "Epochs done, snapshots and seconds of network `k`, restored; (0, [], 0) if it is not here."
         if not self.folder or not self.file(k).exists(): return 0, [], 0.
-        tensors, said = self._read(k)
+        tensors, said = _read(self.file(k))
         if said["about"] != self.description: return 0, [], 0.
         net.load_state_dict(_part(tensors, "state"))
-        momentum = _part(tensors, "momentum")
-        for name, p in net.named_parameters():
-            if name not in momentum: continue
-            optimiser.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[name])
+        _set_momentum(net, optimiser, _part(tensors, "momentum"))
         snapshots = [dict(epoch=e, state=_part(tensors, e)) for e in said["snapshots"]]
         return said["epochs"], snapshots, said["seconds"]
 
@@ -97,12 +119,9 @@ class TrainingCheckpoints:
         if not self.folder: return
         parts = {"state": net.state_dict(), "momentum": _momentum(net, optimiser)}
         parts |= {snapshot["epoch"]: snapshot["state"] for snapshot in snapshots}
-        tensors = {}
-        for part, named in parts.items():
-            for name, v in named.items(): tensors[f"{part}/{name}"] = v
         said = dict(about=self.description, epochs=epochs, seconds=seconds,
                     snapshots=[snapshot["epoch"] for snapshot in snapshots])
-        write_safetensors(self.file(k), tensors, {"network": json.dumps(said)})
+        write_safetensors(self.file(k), _joined(parts), {"network": json.dumps(said)})
         self.written = time.monotonic()
         mark_progress()
 
@@ -112,26 +131,10 @@ class TrainingCheckpoints:
         seconds:float, net:nn.Module, optimiser, snapshots=(),
     ):
         "Save the network if that is due; `OutOfTime` if there is no time for another epoch."
-        if not self.folder:
-            if seconds_left() > -math.inf: return
-            raise OutOfTime(f"asked to stop with {epochs} of {total} epochs of network {k + 1} "
-                            "done; they are not kept, since no folder was given")
+        if not self.folder: return _stop_if_asked(k, epochs, total)
         late = not self.timer.next()
         due = epochs and time.monotonic() - self.written >= self.every
         if late or due: self.save(k, epochs, seconds, net, optimiser, snapshots)
         if not late: return
-        raise out_of_time(f"network {k + 1} on {_title(self.description)}", epochs, total, "epochs")
-
-# %% ../../nbs/networks/33_training_checkpoints.ipynb #af86fd29
-def _part(tensors, name):
-    "The tensors of one part, without its name."
-    start = f"{name}/"
-    return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
-
-def _momentum(net, optimiser):
-    "Name of a parameter → its momentum, where there is one."
-    momentum = {}
-    for name, p in net.named_parameters():
-        value = optimiser.state.get(p, {}).get("momentum_buffer")
-        if value is not None: momentum[name] = value
-    return momentum
+        title = _title(self.description["experiment"])
+        raise out_of_time(f"network {k + 1} on {title}", epochs, total, "epochs")

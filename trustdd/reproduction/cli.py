@@ -54,8 +54,8 @@ class Paper(Command):
             os.environ["TRUSTDD_WORKERS"] = str(self.workers)
         check_choice("preset", self.preset, PRESETS)
         if self.as_stored: os.environ["TRUSTDD_AS_STORED"] = "1"
-        asked = self._parameters(fields)
-        if self.plan or self.list_runs: return self._plan(asked)
+        asked = _parameters(self, fields)
+        if self.plan or self.list_runs: return _show_plan(self, asked)
         place = f"own/{self.preset}" if asked else self.preset # never over the committed ones
         out = Path(self.out or project_root()/"figures"/place).resolve()
         done = make_items(self.preset, self.only, self.runs, out, asked, self.force)
@@ -68,27 +68,29 @@ class Paper(Command):
             raise OutOfTime(f"{made} of {len(lines)} items made, {len(late)} left; {late[0]}")
         return 1 if failed else 0
 
-    def _parameters(self, fields) -> dict:
-        "What every notebook is given beside its places."
-        own = {k: getattr(self, k) for k in ("dataset", "ipc", "seeds", "methods", "controls")
-               if getattr(self, k)}
-        if self.dataset: own["dataset"] = absolute_name("dataset", self.dataset)
-        if "ood" in fields:
-            fields["ood"] = [absolute_name("ood", n) for n in name_tuple("ood", fields["ood"])]
-        if "aux" in fields: fields["aux"] = absolute_name("aux", fields["aux"])
-        return own | (dict(settings=json.loads(json.dumps(fields))) if fields else {})
+# %% ../../nbs/reproduction/98_cli.ipynb #f6e45f50
+def _parameters(paper:Paper, fields:dict) -> dict:
+    "What every notebook is given beside its places."
+    own = {k: getattr(paper, k) for k in ("dataset", "ipc", "seeds", "methods", "controls")
+           if getattr(paper, k)}
+    if paper.dataset: own["dataset"] = absolute_name("dataset", paper.dataset)
+    if "ood" in fields:
+        fields["ood"] = [absolute_name("ood", n) for n in name_tuple("ood", fields["ood"])]
+    if "aux" in fields: fields["aux"] = absolute_name("aux", fields["aux"])
+    return own | (dict(settings=json.loads(json.dumps(fields))) if fields else {})
 
-    def _plan(self, asked) -> int:
-        "Write or print what the items need, without computing any of it."
-        from trustdd.reproduction.plan import lacking, plan
-        made = plan(self.preset, self.only, self.runs, asked)
-        for name, item in made["items"].items():
-            if not item["problem"]: continue
-            log_once(f"{name}: not all of its runs are planned: {item['problem']}")
-        if self.plan: atomic_write(self.plan, json.dumps(made, indent=1) + "\n")
-        if self.list_runs:
-            print("".join(shlex.join(c) + "\n" for c in lacking(made, self.runs)), end="")
-        return 0
+# %% ../../nbs/reproduction/98_cli.ipynb #21f702ad
+def _show_plan(paper:Paper, asked:dict) -> int:
+    "Write or print what the items need, without computing any of it."
+    from trustdd.reproduction.plan import lacking, plan
+    made = plan(paper.preset, paper.only, paper.runs, asked)
+    for name, item in made["items"].items():
+        if not item["problem"]: continue
+        log_once(f"{name}: not all of its runs are planned: {item['problem']}")
+    if paper.plan: atomic_write(paper.plan, json.dumps(made, indent=1) + "\n")
+    if paper.list_runs:
+        print("".join(shlex.join(c) + "\n" for c in lacking(made, paper.runs)), end="")
+    return 0
 
 # %% ../../nbs/reproduction/98_cli.ipynb #d39f04a6
 def _show_gallery(done, out, runs):
@@ -167,8 +169,7 @@ _COMMANDS = {
     **_from("set_commands", "Import Evaluate Show Compare"),
     **_from("predict", "Reject Predict"),
     **_from("tuning", "Tune"),
-    "paper": Paper, "status": Status, "gallery": Gallery,
-    "explain": Explain}
+    "paper": Paper, "status": Status, "gallery": Gallery, "explain": Explain}
 # commands with the flags of an experiment, and which groups of them they leave out
 _EXPERIMENT = {
     "distill": (), "run": (), "tune": (), "buffers": (), "paper": ("request",),
@@ -205,7 +206,8 @@ def main(
     words = sys.argv[1:] if argv is None else list(argv)
     _open_streams()
     try:
-        with process_group(), only_main_process_prints(): status = _run(words, used)
+        with process_group(), only_main_process_prints(), with_plugins(typed_plugins(words)):
+            status = _run(words, used)
         sys.stdout.flush()
         return status
     except BrokenPipeError: return _nobody_reads()
@@ -223,11 +225,7 @@ def main(
 
 # %% ../../nbs/reproduction/98_cli.ipynb #5bddf939
 def _run(words, used) -> int:
-    "Run the command, `used` seconds after it was typed."
-    with with_plugins(typed_plugins(words)): return _understood(words, used)
-
-def _understood(words, used) -> int:
-    "The same, with the plug-ins loaded."
+    "Run the command, `used` seconds after it was typed; plug-ins are loaded."
     commands, name = dict(_COMMANDS), words[0] if words else ""
     if odd := [w for w in words if "\0" in w]: raise UserError(f"{odd[0]!r} holds a zero byte")
     if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):

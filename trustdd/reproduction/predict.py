@@ -9,16 +9,13 @@ __all__ = ['Reject', 'Predict']
 import re, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from tqdm import tqdm
 from tyro import MISSING
-from tyro.conf import Positional, arg
 
-from ..core.checks import UserError, check_choice, check_int
+from ..core.checks import UserError, check_choice
 from ..core.distributed import log_once
-from ..core.experiment import to_dict
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, writable
 from ..core.working import remove_working, working_folder
@@ -31,6 +28,7 @@ from ..evaluation.rejector import Rejector
 from ..evaluation.scores import SCORES
 from ..evaluation.thresholds import check_accept
 from ..networks.training import train
+from .flags import check_networks, FileName, FileNames, with_epochs
 
 # %% ../../nbs/reproduction/97_predict.ipynb #8ebd45c0
 _TOOK_PART = ("the held-out images took part in the distillation; for some that did not, "
@@ -57,15 +55,21 @@ def _real_images(
                         f"to take these all the same, say so: --dataset {exp.dataset}")
     return data, held_out, (None if same else _OTHERS) if exp.holdout else _TOOK_PART
 
-# %% ../../nbs/reproduction/97_predict.ipynb #b2caabbc
-_Name = Positional[Annotated[str, arg(metavar="file")]]
-_Names = Positional[Annotated[list[str], arg(metavar="[files ...]")]]
+# %% ../../nbs/reproduction/97_predict.ipynb #77256fbc
+def _output(out, *inputs) -> Path:
+    "The file to write; `UserError` if it cannot be written, or is one of the inputs."
+    path = Path(out)
+    if path.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
+    if path.resolve() in {Path(name).resolve() for name in inputs}:
+        raise UserError(f"--out {out} is a file to be read; choose another")
+    writable(path.parent)
+    return path
 
 # %% ../../nbs/reproduction/97_predict.ipynb #8a35bbc1
 @dataclass(frozen=True)
 class Reject:
     "Make a model of a distilled set: networks with a threshold, for trustdd predict."
-    file:_Name=MISSING              # a distilled set, NAME.safetensors
+    file:FileName=MISSING           # a distilled set, NAME.safetensors
     out:str=MISSING                 # the model to write, NAME.safetensors
     n_nets:int|None=None            # networks, which answer together; as the set's experiment says
     accept:float=0.95               # share of the held-out images to accept
@@ -83,9 +87,8 @@ class Reject:
         "Prints the threshold and the acceptance of the test images."
         check_choice("score", self.score, SCORES)
         pick_device(self.device)
-        for name, least in (("n_nets", 1), ("seed", 0)): # refused before a folder is made
-            if getattr(self, name) is not None: check_int(name, getattr(self, name), least)
-        syn = self._set()
+        check_networks(self.n_nets, self.seed) # before a folder is made
+        syn = with_epochs(DistilledSet.load(self.file), self.epochs)
         data, held_out, note = _real_images(syn, self.dataset, self.holdout)
         with warnings.catch_warnings(record=True) as said: # refused before any work
             warnings.simplefilter("always")
@@ -103,22 +106,6 @@ class Reject:
         notes = [f"note: {n}" for n in (*(w.message for w in said), note) if n]
         print(repr(model), f"on test images: {model.test}", *notes, out, sep="\n")
         return 0
-
-    def _set(self):
-        syn = DistilledSet.load(self.file)
-        if self.epochs is None: return syn
-        exp = to_dict(replace(syn.experiment, epochs=self.epochs))
-        return replace(syn, provenance=syn.provenance | dict(experiment=exp))
-
-# %% ../../nbs/reproduction/97_predict.ipynb #77256fbc
-def _output(out, *inputs) -> Path:
-    "The file to write; `UserError` if it cannot be written, or is one of the inputs."
-    path = Path(out)
-    if path.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
-    if path.resolve() in {Path(name).resolve() for name in inputs}:
-        raise UserError(f"--out {out} is a file to be read; choose another")
-    writable(path.parent)
-    return path
 
 # %% ../../nbs/reproduction/97_predict.ipynb #a29e97cd
 def _natural(name:str) -> list:
@@ -204,8 +191,8 @@ def _summary(
 @dataclass(frozen=True)
 class Predict:
     "Answer image files with a class, or with unknown."
-    model:_Name=MISSING         # a model: a file that trustdd reject wrote
-    files:_Names=MISSING        # pictures, or folders of them
+    model:FileName=MISSING      # a model: a file that trustdd reject wrote
+    files:FileNames=MISSING     # pictures, or folders of them
     out:str|None=None           # a table to write, NAME.csv; printed if none is named
     device:str="auto"           # auto, cpu, cuda, cuda:1 …
     plugin:tuple[str, ...]=()   # Python files with scores of your own

@@ -9,19 +9,17 @@ __all__ = ['Import', 'Evaluate', 'Show', 'Compare']
 import os, sys, tempfile, warnings, webbrowser
 from dataclasses import asdict, dataclass, fields as fields_of, replace
 from pathlib import Path
-from typing import Annotated
 
 from tyro import MISSING
-from tyro.conf import arg, Positional
 
-from ..core.checks import UserError, check_choice, check_int
+from ..core.checks import UserError, check_choice
 from ..core.distributed import (
     broadcast_from_rank0, is_main_process, log_once, main_process_first)
-from ..core.experiment import to_dict
 from ..core.randomness import pick_device
 from ..core.storage import atomic_write, writable
 from ..core.working import check_ours, remove_working, working_folder
-from .flags import Command, FileName, Work
+from .flags import (
+    check_networks, Command, FileName, FileNames, with_epochs, Work)
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #30177e86
 @dataclass(frozen=True)
@@ -70,13 +68,6 @@ class Import(Command):
         print(f"{syn!r}", *card, imported["order"], *notes, out, sep="\n")
         return 0
 
-# %% ../../nbs/reproduction/96_set_commands.ipynb #362d1bf0
-def _with_epochs(syn, epochs):
-    "The set, whose experiment says so many epochs of training; as it is if None."
-    if epochs is None: return syn
-    exp = to_dict(replace(syn.experiment, epochs=epochs))
-    return replace(syn, provenance=syn.provenance | dict(experiment=exp))
-
 # %% ../../nbs/reproduction/96_set_commands.ipynb #a23132c5
 @dataclass(frozen=True)
 class Evaluate(Work):
@@ -95,27 +86,12 @@ class Evaluate(Work):
 
     def run(self, fields) -> int:
         "Prints a table."
-        from trustdd.data.distilled_set import DistilledSet
         from trustdd.evaluation.diagnosis import compare_with_claim, diagnose
-        from trustdd.evaluation.evaluation import evaluate, resolve_eval_data
+        from trustdd.evaluation.evaluation import evaluate
         from trustdd.evaluation.image_scores import table_by_rules
         from trustdd.networks.training import train
-        from trustdd.evaluation.scores import AUPR_RULES, FPR95_RULES
-        check_choice("select", self.select, ("last", "best_on_test"))
-        check_choice("fpr95", self.fpr95, FPR95_RULES)
-        check_choice("aupr", self.aupr, AUPR_RULES)
-        for name, least in (("n_nets", 1), ("seed", 0)):
-            if getattr(self, name) is not None: check_int(name, getattr(self, name), least)
-        pick_device(self.device)
-        if self.time_budget and not self.out:
-            raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
-        if self.out: _check_place(Path(self.out))
-        _check_ours(self.file)
-        syn = broadcast_from_rank0(lambda: DistilledSet.load(self.file))
-        syn = _with_epochs(syn, self.epochs)
-        with main_process_first():
-            syn = _as_the_data_set_counts(syn, self.dataset)
-            resolve_eval_data(syn, self.dataset, self.ood) # refused early
+        _check_request(self)
+        syn = _set_to_test(self.file, self.epochs, self.dataset, self.ood)
         out = is_main_process() and self.out and writable(self.out)
         keep = self.out and working_folder(self.out, "training")
         snapshots = 20 if self.select != "last" else 0
@@ -145,6 +121,20 @@ def _check_ours(file):
     raise UserError(f"{file} is {what}, not a safetensors file of TrustDD; import it first: "
                     f"trustdd import {file} --dataset NAME --out NAME.safetensors")
 
+def _check_request(asked):
+    "`UserError` for what an `Evaluate` cannot do."
+    from trustdd.evaluation.scores import AUPR_RULES, FPR95_RULES
+    check_choice("select", asked.select, ("last", "best_on_test"))
+    check_choice("fpr95", asked.fpr95, FPR95_RULES)
+    check_choice("aupr", asked.aupr, AUPR_RULES)
+    check_networks(asked.n_nets, asked.seed)
+    pick_device(asked.device)
+    if asked.time_budget and not asked.out:
+        raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
+    if asked.out: _check_place(Path(asked.out))
+    _check_ours(asked.file)
+
+# %% ../../nbs/reproduction/96_set_commands.ipynb #005ab630
 def _as_the_data_set_counts(syn, dataset):
     "A set imported without its data set, with the names and order of the classes of that."
     from trustdd.data.catalog import load_dataset
@@ -159,6 +149,16 @@ def _as_the_data_set_counts(syn, dataset):
     log_once(order_text(dataset, order, whose))
     labels, soft = renumbered(syn.labels, syn.soft, order)
     return replace(syn, labels=labels, soft=soft, classes=dataset.classes)
+
+def _set_to_test(file, epochs, dataset, ood):
+    "The set, with the epochs asked for and the classes of its data set, if that can be tested."
+    from trustdd.data.distilled_set import DistilledSet
+    from trustdd.evaluation.evaluation import resolve_eval_data
+    syn = with_epochs(broadcast_from_rank0(lambda: DistilledSet.load(file)), epochs)
+    with main_process_first():
+        syn = _as_the_data_set_counts(syn, dataset)
+        resolve_eval_data(syn, dataset, ood) # refused early
+    return syn
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #f1218d5e
 _OURS = {"report.json": '"ood_values":', "ood.csv": "ood,", "logits.safetensors": "trustdd-logits"}
@@ -218,12 +218,10 @@ def _has_screen():
         name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #c5c5cb34
-_Files = Positional[Annotated[list[str], arg(metavar="[files ...]")]]
-
 @dataclass(frozen=True)
 class Compare(Work):
     "Rank distilled sets of one data set, beside random and k-means images of the same number."
-    files:_Files=MISSING            # the sets, NAME.safetensors
+    files:FileNames=MISSING         # the sets, NAME.safetensors
     out:str="comparison"            # a folder for the page and its numbers
     n_nets:int=3                    # networks for each set
     seed:int=0                      # of the networks, and of the random images
