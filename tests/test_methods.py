@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -310,6 +311,40 @@ def told(done):
     "The lines on the error stream, without those of progress bars."
     rows = [line.split("\r")[-1].strip() for line in done.stderr.splitlines()]
     return [row for row in rows if row and "it/s" not in row and "%|" not in row]
+
+
+def bars(text):
+    "The last row of each progress bar of an error stream, by its title."
+    rows = [row.strip() for row in text.replace("\r", "\n").splitlines() if "%|" in row]
+    return dict(row.split(": ", 1) for row in rows)
+
+
+def test_a_bar_names_the_side_that_is_distilled_and_shows_its_loss(tmp_path, capfd):
+    exp = Experiment(method="dsa", outliers="poe", iterations=2, **SMALL)
+    run = load_or_run(exp, tmp_path, "cpu")
+    found, last = bars(capfd.readouterr().err), run.losses[-1]
+    images, outliers = "digits dsa ipc 1 seed 0, images", "digits dsa poe ipc 1 seed 0, outliers"
+    assert f" loss={last['loss']:.3g}]" in found[images] and "2/2" in found[images]
+    assert f" loss_outliers={last['loss_outliers']:.3g}]" in found[outliers]
+    assert " loss=" not in found[outliers]
+    assert "3/3" in found["testing"] # the test images and two OOD sets
+
+
+def test_a_bar_of_both_sides_shows_both_losses(capfd):
+    for exp, names in ((EXP, ["loss", "loss_outliers"]), (DM["none"], ["loss"])):
+        distill(exp, device="cpu")
+        row = bars(capfd.readouterr().err)[f"digits dm {exp.outliers} ipc 1 seed 0"]
+        assert re.findall(r"(\w+)=", row) == names
+
+
+def test_a_dry_run_says_what_it_times_and_trains_no_experts(tmp_path, capfd):
+    exp = Experiment(method="mtt", **SMALL)
+    found = estimate(exp, tmp_path, "cpu")
+    stages = [stage.name for stage in found.stages]
+    assert stages == [f"training {exp.experts} experts", "distilling", "training 1 networks"]
+    said = capfd.readouterr()
+    assert said.err.splitlines() == [f"timing: {stage} …" for stage in stages] and not said.out
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_method_of_another_package_is_a_choice_of_the_command(package, tmp_path):

@@ -1,4 +1,4 @@
-"""Draw docs/rooms.svg: the six rooms as lanes, and the way of the data through them.
+"""Draw docs/rooms.svg: the six rooms as lanes, and how data flows through them.
 
     python tools/draw_rooms.py
 """
@@ -9,7 +9,7 @@ LANES = {
     "core": "#e8eaf0", "data": "#e3f0e4", "networks": "#fdf0d5",
     "distillation": "#fbe3df", "evaluation": "#e2edf8", "reproduction": "#efe5f5",
 }
-# What is handed on: its text, its room, and how far along the way it is.
+# What is handed on: its text, its room, and its column.
 STATIONS = {
     "experiment": ("Experiment", "core", 0),
     "dataset": ("Dataset", "data", 1),
@@ -19,6 +19,7 @@ STATIONS = {
     "set": ("DistilledSet", "data", 5),
     "train": ("train()", "networks", 6),
     "networks": ("networks", "networks", 7),
+    "test": ("test images", "data", 7),
     "logits": ("logits", "evaluation", 8),
     "report": ("Report", "evaluation", 9),
     "figure": ("figure, table", "reproduction", 10),
@@ -26,8 +27,9 @@ STATIONS = {
 ARROWS = [
     ("experiment", "dataset"), ("dataset", "pool"), ("pool", "buffers"), ("buffers", "distill"),
     ("pool", "distill"), ("distill", "set"), ("set", "train"), ("train", "networks"), ("networks", "logits"),
-    ("logits", "report"), ("report", "figure"),
+    ("dataset", "distill"), ("test", "logits"), ("logits", "report"), ("report", "figure"),
 ]
+BELOW = [("dataset", "distill")]  # leave their box at the bottom, to pass below what lies between
 DASHED = ("buffers",)  # only some methods need it
 LABEL, STEP, LANE, WIDE, HIGH = 118, 104, 62, 86, 30
 
@@ -50,6 +52,10 @@ def box(name):
 def arrow(start, end):
     "A line to the right: straight in a lane; between lanes with a step halfway, or just before a far end."
     (x0, y0), (x1, y1) = place(start), place(end)
+    if (start, end) in BELOW:
+        edge = y0 + (HIGH + LANE) / 4
+        path = f"M{x0:g} {y0 + HIGH / 2:g}V{edge:g}H{x1 - STEP / 2:g}V{y1:g}H{x1 - WIDE / 2 - 2:g}"
+        return f'<path d="{path}" class="arrow" marker-end="url(#tip)"/>'
     x0, x1 = x0 + WIDE / 2, x1 - WIDE / 2
     middle = max((x0 + x1) / 2, x1 - (STEP - WIDE) / 2)
     path = f"M{x0:g} {y0:g}H{x1 - 2:g}" if y0 == y1 else f"M{x0:g} {y0:g}H{middle:g}V{y1:g}H{x1 - 2:g}"
@@ -71,7 +77,7 @@ def picture():
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
         ' font-size="12" fill="#222">',
-        "<title>The way of the data through the six rooms</title>",
+        "<title>How data flows through the six rooms</title>",
         '<style>.box{fill:#fff;stroke:#555}.arrow{fill:none;stroke:#555;stroke-width:1.4}'
         '.room{font-weight:bold;font-size:13px}</style>',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6"'

@@ -146,20 +146,29 @@ def _step(method, exp, state, context, checkpoint):
             f"pixels are no longer finite after iteration {state.iteration}{hint}")
     state.seconds += time.monotonic() - began
 
+# %% ../../nbs/distillation/45_distillation.ipynb #72923772
+def _title(exp, sides):
+    "What is being distilled; `sides` is None for both, or names the one that moves."
+    kind = "" if sides == ("images",) else f" {exp.outliers}"
+    side = f", {' and '.join(sides)}" if sides else ""
+    return f"{exp.dataset} {exp.method}{kind} ipc {exp.ipc} seed {exp.seed}{side}"
+
+def _losses(method, exp, sides, last):
+    "The last losses as texts for the bar, without that of a side that does not move."
+    fixed = "loss" if sides == ("outliers",) else "loss_outliers"
+    both = not sides and exp.outliers_per_slot and exp.distill_outliers
+    return {name: f"{x:.3g}" for name, x in zip(method.logged, last) if both or name != fixed}
+
 # %% ../../nbs/distillation/45_distillation.ipynb #72923774
-def _iterate(method, exp, state, context, checkpoint, every, on_step, bar):
+def _iterate(method, exp, state, context, checkpoint, every, after, title):
     "Iterate until the state is finished; raises `OutOfTime` if there is no time for an iteration."
     timer, written = StepTimer(state.seconds / max(state.iteration, 1)), time.monotonic()
     while True:
         late = checkpoint and not broadcast_from_rank0(timer.next())
         if state.iteration >= exp.iterations: return
-        if late:
-            what = f"{exp.dataset} {exp.method} {exp.outliers} ipc {exp.ipc} seed {exp.seed}"
-            raise out_of_time(what, state.iteration, exp.iterations, "iterations")
+        if late: raise out_of_time(title, state.iteration, exp.iterations, "iterations")
         _step(method, exp, state, context, checkpoint)
-        bar.update()
-        bar.set_postfix(loss=f"{state.losses[-1][0]:.3g}")
-        if on_step: on_step(state)
+        after(state)
         if checkpoint and time.monotonic() - written >= every:
             save_checkpoint(state, exp, checkpoint)
             written = time.monotonic()
@@ -170,8 +179,7 @@ def _resume(exp, device, checkpoint):
     def read():
         there = checkpoint and Path(checkpoint).exists()
         return load_checkpoint(checkpoint, exp, "cpu") if there else None
-    found = broadcast_from_rank0(read)
-    if found is None: return None
+    if not (found := broadcast_from_rank0(read)): return None
     state, threads = found
     tensors = {k: v.to(device) for k, v in vars(state).items() if isinstance(v, torch.Tensor)}
     return replace(state, **tensors), threads
@@ -184,11 +192,15 @@ def _run(exp, dataset, pool, device, options, checkpoint, every, on_step, progre
     state, threads = _resume(exp, device, checkpoint) or (
         method.start(exp, dataset, pool, device), broadcast_from_rank0(torch.get_num_threads))
     context = method.prepare(exp, dataset, pool, device, progress=progress, **options)
-    bar = tqdm(total=exp.iterations, initial=state.iteration, unit="it",
-               desc=f"{exp.method} {exp.outliers} ipc {exp.ipc} seed {exp.seed}",
+    title = _title(exp, sides := options.get("sides"))
+    bar = tqdm(total=exp.iterations, initial=state.iteration, unit="it", desc=title,
                disable=not (progress and is_main_process()))
+    def after(state):
+        bar.update()
+        bar.set_postfix(_losses(method, exp, sides, state.losses[-1]))
+        if on_step: on_step(state)
     with torch_threads(threads), bar:
-        try: _iterate(method, exp, state, context, checkpoint, every, on_step, bar)
+        try: _iterate(method, exp, state, context, checkpoint, every, after, title)
         except OutOfTime:
             _keep(state, exp, checkpoint)
             raise
@@ -225,8 +237,7 @@ def distill(
     if world_size() > 1: _check_alike(exp, dataset, device)
     with arithmetic(device):
         options = dict(buffer=buffer, root=root) | options
-        state, how = _run(exp, dataset, pool, device, options,
-                          checkpoint, every, on_step, progress)
+        state, how = _run(exp, dataset, pool, device, options, checkpoint, every, on_step, progress)
     made = provenance(exp, dataset, device) | how | dict(images=identity_of(dataset))
     if exp.outliers == "oe": made["aux"] = aux_source(exp, dataset, root)
     return to_distilled_set(exp, state, dataset, made)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+from tqdm import tqdm
 
 from ..core.checks import UserError
-from ..core.distributed import all_gather, shard
+from ..core.distributed import all_gather, is_main_process, shard
 from ..core.randomness import balanced_draw, pick_device, to_device
 from ..core.storage import read_safetensors, write_safetensors
 from ..networks.compute import arithmetic, keep_memory
@@ -121,6 +122,7 @@ def collect_logits(
     n_test:int=0,   # at most so many images per side of an OOD test; 0 for all
     seed:int=0,     # of the balanced draws
     batch:int=500,  # images at a time
+    progress:bool=False, # show a bar
     device="cpu",   # where to run
     ood_sources=(), # name -> which images these are; "in" -> a warning about the test images
     **about,        # JSON values to keep beside: experiment, select, epochs, run
@@ -133,11 +135,16 @@ def collect_logits(
     def outputs(images):
         return torch.stack(all_gather([predict(net, images, norm, batch, device) for net in mine]))
     n_in, said = len(dataset.test_images), dict(ood_sources)
-    values, idx_in, idx_out, ood = {"in": outputs(dataset.test_images)}, {}, {}, {}
-    for name, x in ood_sets.items():
-        idx_in[name], idx_out[name] = balanced_draw(n_in, len(x), seed, name, n_test)
-        values[name] = outputs(x[idx_out[name]])
-        ood[name] = dict(n=len(x), drawn=len(idx_out[name]), source=said.get(name, ""))
+    values, idx_in, idx_out, ood = {}, {}, {}, {}
+    with tqdm(total=1 + len(ood_sets), desc="testing", unit="set",
+              disable=not (progress and is_main_process())) as bar:
+        values["in"] = outputs(dataset.test_images)
+        bar.update()
+        for name, x in ood_sets.items():
+            idx_in[name], idx_out[name] = balanced_draw(n_in, len(x), seed, name, n_test)
+            values[name] = outputs(x[idx_out[name]])
+            ood[name] = dict(n=len(x), drawn=len(idx_out[name]), source=said.get(name, ""))
+            bar.update()
     if (k := values["in"].shape[-1]) != len(dataset.classes):
         raise UserError(f"the networks know {k} classes, "
                         f"but dataset {dataset.name!r} has {len(dataset.classes)}")

@@ -40,7 +40,8 @@ def network_config(
     width = convolutions[0].out_channels if convolutions else 1
     size = dict(width=width, depth=max(1, len(convolutions)))
     for model, norm in product(MODELS, _NORMS):
-        for act, pool in _KINDS if model == "convnet" else _KINDS[:1]:
+        kinds = _KINDS if model == "convnet" else _KINDS[:1] # the others have no such choice
+        for act, pool in kinds:
             config = dict(model=model, norm=norm, act=act, pool=pool, **size)
             try: same = repr(network_skeleton(config, shape, n_classes)) == repr(net)
             except UserError: continue # images too small, or a norm that the model lacks

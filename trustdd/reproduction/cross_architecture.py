@@ -115,7 +115,8 @@ def _evaluate(run, exp, folder, device, root, progress):
     made = dict(distilled={k: v for k, v in syn.provenance.items() if k != "experiment"},
                 networks=nets[0].made | differs)
     logits = collect_logits(nets, dataset, images, n_test=exp.n_test, device=device,
-                            ood_sources=sources, experiment=to_dict(run.exp), run=made)
+                            ood_sources=sources, experiment=to_dict(run.exp), run=made,
+                            progress=progress)
     config = to_dict(exp) | dict(changed_from={k: getattr(run.exp, k) for k in differs})
     atomic_write(folder/"config.json", json.dumps(config, indent=1) + "\n")
     scores_from_logits(logits).save(folder/"scores.safetensors")

@@ -59,7 +59,7 @@ def compute(
     if not broadcast_from_rank0(StepTimer().next()):
         done = f"{len(nets)} of {len(nets)} networks trained"
         raise OutOfTime(f"{run_name(exp)}: {done}, to be evaluated")
-    logits = _logits(exp, dataset, nets, made, seconds, device, root)
+    logits = _logits(exp, dataset, nets, made, seconds, device, root, progress)
     learned = ("dataset", "own") if exp.holdout else ("dataset", "own", "aux")
     broadcast_from_rank0(lambda: check_unchanged(exp, folder, root, learned))
     if is_main_process(): _keep_results(logits, folder)
@@ -69,7 +69,7 @@ def _longest(nets):
     return max(sum(nets[k].seconds for k in shard(len(nets), r)) for r in range(world_size()))
 
 # %% ../../nbs/reproduction/70_runs.ipynb #f42eb499
-def _logits(exp, dataset, nets, made, seconds, device, root):
+def _logits(exp, dataset, nets, made, seconds, device, root, progress):
     "The networks' answers to all test images, and what is known of the run."
     images, sources = validation_sets(exp, dataset, root)
     made = json.loads(json.dumps(made, sort_keys=True)) # in one order, made or found
@@ -77,7 +77,7 @@ def _logits(exp, dataset, nets, made, seconds, device, root):
     run |= {k: v for k, v in nets[0].made.items() if k == "passes"}
     if world_size() > 1: run["processes"] = world_size()
     return collect_logits(nets, dataset, images, n_test=exp.n_test, device=device,
-                          ood_sources=sources, experiment=to_dict(exp), run=run)
+                          ood_sources=sources, experiment=to_dict(exp), run=run, progress=progress)
 
 def _keep_results(logits, folder):
     "Write what the networks answered; the report last."
