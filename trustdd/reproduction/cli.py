@@ -34,7 +34,7 @@ class Paper(Command):
     dataset:str|None=None           # a name or a folder, and any other field of an experiment
     ipc:str|None=None               # images per class, such as 1,10; the preset's
     seeds:str|None=None             # such as 0,1,2; the preset's
-    methods:str|None=None           # further ones in tab01, tab05, tab13, fig04 and fig20
+    methods:str|None=None           # further ones, as dm,kmeans; -full or -mtt leave one out
     controls:str|None=None          # yes or no, in fig05, tab10, tab13; fig05: also alone, or drawn
     workers:int|None=None           # runs computed at the same time; one for each core
     runs:str|None=None              # the run store; runs/ in the project
