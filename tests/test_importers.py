@@ -326,6 +326,129 @@ def test_tensors_without_plain_numbers_are_named(made, project, refused):
     assert torch.equal(imported("set.pt", "--dataset", "digits", *RECIPE).labels, y)
 
 
+# --- the order of classes in other codes
+
+FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def fashion(name="fashion-mnist", classes=FASHION):
+    "A data set whose folders have the names of FashionMNIST's classes, so that they sort by the alphabet."
+    return replace(load_dataset("digits"), name=name, classes=tuple(sorted(classes)))
+
+
+@pytest.mark.parametrize("word", ["new{:03d}", "class_{}", "{:05d}"])
+def test_folders_of_a_word_and_a_number_are_labels(made, project, capfd, refused, word):
+    pictures(project/"set", made[0], [word.format(c) for c in made[2].tolist()])
+    syn = imported("set", "--dataset", "digits", *RECIPE)
+    assert torch.equal(syn.labels, made[2]) and torch.equal(syn.images, made[1])
+    assert "labels, in the order of the folders' numbers: 0 = 0" in capfd.readouterr().out
+    assert torch.equal(import_set("set", dataset=fashion(), recipe="dsa").labels, torch.tensor([sorted(FASHION).index(FASHION[c]) for c in made[2]]))
+    (project/"set"/word.format(9)).rename(project/"set"/word.format(10))
+    assert "--classes" in refused("import", "set", "--dataset", "digits", *RECIPE)
+
+
+def test_folders_from_1_are_not_the_digits_from_0(made, project, refused):
+    pictures(project/"set", made[0], [str(c + 1) for c in made[2].tolist()])
+    said = refused("import", "set", "--dataset", "digits", *RECIPE)
+    assert "the folders 1, 2" in said and "--classes" in said
+    syn = imported("set", "--dataset", "digits", *RECIPE, "--classes", ",".join(map(str, range(10))))
+    assert torch.equal(syn.labels, made[2])
+
+
+def test_labels_count_in_the_published_order(made, project):
+    "The folders of a tree sort by the alphabet: label 0 was read as an ankle boot, and is a T-shirt."
+    torch.save({"data": [[made[1], made[2]]], "accs_all_exps": {}}, "res_DC_FashionMNIST_ConvNet_2ipc.pt")
+    for spelling in (FASHION, ("T-shirt/top", *FASHION[1:]), [c.lower().replace(" ", "_") for c in FASHION]):
+        syn = import_set("res_DC_FashionMNIST_ConvNet_2ipc.pt", dataset=fashion(classes=spelling))
+        assert [syn.classes[c] for c in syn.labels] == [spelling[c] for c in made[2]]
+    assert "0 = t-shirt" in syn.provenance["imported"]["order"]
+    pictures(project/"set", made[0], [FASHION[c].replace("T-shirt", "T-shirt_top") for c in made[2]])
+    by_folder = import_set("set", dataset=fashion(), recipe="dsa")
+    assert [by_folder.classes[c] for c in by_folder.labels] == [FASHION[c] for c in sorted(made[2], key=lambda c: FASHION[c])]
+    words = "zero one two three four five six seven eight nine".split()
+    torch.save((made[1], made[2]), "set.pt")
+    for name, names in (("mnist", words), ("imagenette", ("tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck", "gas pump", "golf ball", "parachute"))):
+        syn = import_set("set.pt", dataset=fashion(name, names), recipe="dsa")
+        assert [syn.classes[c] for c in syn.labels] == [names[c] for c in made[2]]
+
+
+def test_an_order_that_class_names_do_not_show_is_asked_about(made, project):
+    torch.save((made[1], made[2]), "set.pt")
+    cars = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    for data in (fashion("cifar10", cars), fashion("my-clothes"), fashion("svhn", map(str, range(1, 11)))):
+        with pytest.raises(UserError, match="give classes in the file's order"): import_set("set.pt", dataset=data, recipe="dsa")
+        assert torch.equal(import_set("set.pt", dataset=data, recipe="dsa", classes=data.classes).labels, made[2])
+    woof = replace(load_dataset("digits"), name="imagewoof", classes=tuple(f"n{n:08d}" for n in range(10)))
+    pictures(project/"set", made[0], [f"new{c:03d}" for c in made[2].tolist()])
+    with pytest.raises(UserError, match="give classes in the file's order"): import_set("set", dataset=woof, recipe="dsa")
+
+
+@pytest.mark.parametrize("layout", ["dc", "mtt"])
+def test_an_exported_set_keeps_the_names_of_its_classes(made, project, layout):
+    "Without them our own order would be read as the published one."
+    torch.save((made[1], made[2]), "set.pt")
+    ours = import_set("set.pt", dataset=fashion(), recipe="dsa")
+    back = import_set(ours.export(project/"theirs", layout), dataset=fashion(), recipe="dsa")
+    assert torch.equal(back.labels, ours.labels) and not torch.equal(back.labels, made[2])
+
+
+# --- what names and arrays say
+
+def test_arrays_without_names(made, project, capfd):
+    "np.savez(x, y) calls them arr_0 and arr_1."
+    for arrays in ((made[1], made[2]), (made[2], made[1])):
+        np.savez("set.npz", *(a.numpy() for a in arrays))
+        syn = imported("set.npz", "--dataset", "digits", *RECIPE)
+        assert torch.equal(syn.images, made[1]) and torch.equal(syn.labels, made[2])
+        i = int(arrays[0] is made[2])
+        assert f"arr_{i} holds the images, arr_{1 - i} the labels" in capfd.readouterr().out
+
+
+def test_all_that_is_missing_without_the_data_set_is_said_at_once(made, project, refused):
+    np.savez("a.npz", images=made[1].numpy(), labels=made[2].numpy())
+    said = refused("import", "a.npz", "--dataset", "organs")
+    for flag in ("organs", "--recipe", "--classes", "--shape C,H,W", "--mean", "--std"): assert flag in said
+    assert "--classes" not in refused("import", "a.npz", "--dataset", "digits")
+
+
+@pytest.mark.parametrize("method", ["DC", "dsa", "DM", "MTT"])
+def test_the_constants_of_a_method_in_any_file(made, project, method):
+    cifar = replace(load_dataset("digits"), name="cifar10", images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    torch.save((made[1].expand(-1, 3, -1, -1), made[2]), "set.pt")
+    assert import_set("set.pt", dataset=cifar, method=method, zca=False).std == (0.2023, 0.1994, 0.2010)
+    other = import_set("set.pt", dataset=cifar, method="ours", recipe="dsa")
+    assert other.std == cifar.std and "If the file was made with others, give --mean and --std" in other.provenance["imported"]["note"]
+
+
+def test_whitening_and_a_mean_exclude_each_other(made, project, refused):
+    torch.save(made[1], "images_best.pt"); torch.save(made[2], "labels_best.pt")
+    words = ["import", "images_best.pt", "--zca", "--mean", "0.5", "--std", "0.25"]
+    assert "whitened" in refused(*words, "--dataset", "digits")
+    assert imported(*words[1:], "--dataset", "organs", "--classes", "10", "--shape", "1,8,8", *FLAGS).experiment.zca # asked for where the data set is not at hand
+
+
+@pytest.mark.parametrize("name, data", [("fmnist.npz", "mnist"), ("kmnist.npz", "mnist"), ("emnist_2ipc.npz", "digits"), ("fmnist.npz", "digits")])
+def test_short_names_of_other_data_sets_are_refused(made, project, refused, name, data):
+    np.savez(name, images=made[1].numpy(), labels=made[2].numpy())
+    assert "says" in refused("import", name, "--dataset", data, *RECIPE)
+
+
+def test_the_folder_of_mtt_names_the_data_set(made, project, refused):
+    (project/"CIFAR-10").mkdir(); (project/"digits").mkdir()
+    for folder in ("CIFAR-10", "digits"): torch.save(made[1], f"{folder}/images_best.pt"); torch.save(made[2], f"{folder}/labels_best.pt")
+    assert imported("digits", *FLAGS).experiment.dataset == imported("digits/images_best.pt", *FLAGS).experiment.dataset == "digits"
+    assert "says cifar10" in refused("import", "CIFAR-10/images_best.pt", "--dataset", "digits")
+
+
+def test_claims_and_counts_are_said_plainly(made, project, refused):
+    dc = as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt")
+    assert "ipc = 50, but it holds 2 images per class" in refused("import", dc, "--ipc", "50", *FLAGS)
+    for claimed in ("65.4±0.7", "65.4 ± 0.7", "65.4+-0.7", "65.4,0.7"):
+        claim = imported(dc, "--claimed", claimed, *FLAGS).provenance["imported"]["claimed"]
+        assert (claim["mean"], claim["std"]) == (65.4, 0.7)
+    for wrong in ("much", "0.654", "nan"): assert "such as 65.4" in refused("import", dc, "--claimed", wrong, *FLAGS)
+
+
 # --- claims
 
 def test_the_accuracy_of_the_authors_is_kept_and_compared(made, project, capfd):

@@ -69,7 +69,8 @@ def _write_torch(content, path):
 def _as_dc(syn, folder):
     "`res_METHOD_DATA_MODEL_Nipc.pt`: lists of one experiment."
     exp, labels = syn.provenance["experiment"], syn.labels if syn.soft is None else syn.soft
-    content = dict(data=[[syn.images, labels]], accs_all_exps={}, mean=syn.mean, std=syn.std)
+    content = dict(data=[[syn.images, labels]], accs_all_exps={}, mean=syn.mean, std=syn.std,
+                   classes=list(syn.classes))
     if len(syn.outliers):
         content["data_oe"] = [[syn.outliers, torch.zeros(len(syn.outliers), dtype=torch.int64)]]
     data = Path(exp["dataset"]).name.replace("_", "-")
@@ -80,6 +81,7 @@ def _as_dc(syn, folder):
 def _as_mtt(syn, folder):
     "A tensor in each file."
     parts = dict(images=syn.images, labels=syn.labels if syn.soft is None else syn.soft)
+    parts["classes"] = list(syn.classes) # in the order that the labels count
     if syn.lr is not None: parts["lr"] = torch.tensor(syn.lr, dtype=torch.float64)
     if len(syn.outliers): parts["outliers"] = syn.outliers
     for k in ("mean", "std"): parts[k] = torch.tensor(getattr(syn, k), dtype=torch.float64)

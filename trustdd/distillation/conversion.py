@@ -7,13 +7,16 @@ __all__ = ['to_pixels', 'unclear_rows', 'to_labels', 'label_order', 'renumbered'
 
 # %% ../../nbs/distillation/49_conversion.ipynb #67e06ac5
 import re
+from pathlib import Path
 
 import torch
 
 from ..core.checks import check_choice, UserError
 from ..data.readers import to_channels
 from ..data.names import IMAGENET_SUBSETS, plain_name
+from .conventions import PUBLISHED, published_numbers
 from .foreign_files import by_number, kind_of
+
 
 # %% ../../nbs/distillation/49_conversion.ipynb #f0eafb33
 def _arranged(what, x, dataset):
@@ -125,35 +128,92 @@ def to_labels(
                         f"{', '.join(empty[:5])}")
     return y.clone(), *found
 
+# %% ../../nbs/distillation/49_conversion.ipynb #0cfe4495
+def _published_order(data, classes):
+    "For each published label the class of the data set; None if the names do not show it."
+    subset, folders = IMAGENET_SUBSETS.get(data, ()), sorted(classes)
+    if subset and all(re.fullmatch(r"n\d{8}", c) for c in classes):
+        return [classes.index(folders[sorted(subset).index(i)]) for i in subset]
+    numbers = published_numbers(data, classes)
+    if not numbers and list(subset) == sorted(subset) and all(c.isdigit() for c in classes):
+        numbers = [int(c) for c in classes]
+    if not numbers or sorted(numbers) != [*range(len(classes))]: return None
+    return [numbers.index(i) for i in range(len(classes))]
+
+def _without_names(dataset, data, classes):
+    "The order of labels that come without names, and whose it is."
+    order = _published_order(data, classes)
+    numbered, all_published = all(c.isdigit() for c in classes), {**IMAGENET_SUBSETS, **PUBLISHED}
+    own = data not in all_published
+    if order and not (own or numbered):
+        return order, "of MTT" if data in IMAGENET_SUBSETS else "of the published data set"
+    if order or own and numbered:
+        return [classes.index(c) for c in sorted(classes, key=by_number)], "of numbers"
+    others = (published_numbers(d, classes) for d in PUBLISHED)
+    if own and all(o in (None, [*range(len(classes))]) for o in others):
+        return [*range(len(classes))], "of the data set"
+    whose = "MTT's order" if data in IMAGENET_SUBSETS else "the published order"
+    if own: whose = "the published order or in that of the folders"
+    raise UserError(f"labels of {dataset.name} count in {whose}, which its class names "
+                    f"({', '.join(classes[:3])} …) do not show; give classes in the file's order")
+
+
+# %% ../../nbs/distillation/49_conversion.ipynb #192af14a
+def _numbered(names):
+    "(the word, the numbers) of names such as class_0, class_1; (None, []) for others."
+    parts = [re.fullmatch(r"([^0-9]*)([0-9]+)", n) for n in names]
+    words = {p and p[1] for p in parts}
+    if len(words) != 1 or None in words: return None, []
+    return words.pop(), [int(p[2]) for p in parts]
+
+def _by_number(found, data, classes):
+    "For each numbered folder its class: (order, whose); None if they count as labels do."
+    (word, numbers), k = _numbered(found), len(classes)
+    if all(c.isdigit() for c in classes):
+        mine = [int(c) for c in classes]
+        same = sorted(numbers) == sorted(mine)
+        return ([mine.index(n) for n in numbers], "of the folders' numbers") if same else ()
+    subset, order = IMAGENET_SUBSETS.get(data, ()), _published_order(data, classes)
+    if subset and order and sorted(numbers) == sorted(subset):
+        return [order[subset.index(n)] for n in numbers], "of ImageNet's numbers"
+    starts = (0, 1) if word == "" else (0,)
+    return None if numbers in [[*range(s, s + k)] for s in starts] else ()
+
+
 # %% ../../nbs/distillation/49_conversion.ipynb #f2377230
+def _by_folders(found, dataset, data, classes):
+    "(order, whose) of folders that do not have the names of the classes; None if as labels count."
+    by_number = _by_number(found, data, classes)
+    if by_number == ():
+        raise UserError(f"the folders {', '.join(found[:12])} are not those of dataset "
+                        f"{dataset.name!r}: {', '.join(classes[:12])}; give the class of each "
+                        "folder, in this order, as --classes")
+    subset = list(IMAGENET_SUBSETS.get(data, ()))
+    if by_number is None and subset != sorted(subset):
+        raise UserError(f"folders {found[0]} … could count in MTT's order of {data} or in that of "
+                        "its WordNet numbers; give classes in the file's order")
+    return by_number
+
 def label_order(
     dataset,        # its name and classes
     found=None,     # names of the file's folders, which its labels count
     given=None,     # class names in the file's order, as you say
 ) -> tuple:
     "For each label of the file the class of the data set, (k,), and whose order that is."
-    classes, k = list(map(str, dataset.classes)), len(dataset.classes)
-    names = [str(c) for c in given or found or ()]
+    classes, data = list(map(str, dataset.classes)), plain_name(Path(str(dataset.name)).name)
+    names, whose = [str(c) for c in given or found or ()], "of the folders' names"
+    if given: whose = "that you gave"
     if names and sorted(names) == sorted(classes):
-        whose = "that you gave" if given else "of the folders' names"
         return torch.tensor([classes.index(c) for c in names]), whose
-    subset = IMAGENET_SUBSETS.get(plain_name(dataset.name), ())
-    numbers = sorted(int(c) for c in names if c.isdigit())
-    if numbers and numbers == sorted(subset): return torch.arange(k), "of ImageNet's numbers"
-    if given or found and numbers not in ([*range(k)], [*range(1, k + 1)]):
-        what = "classes =" if given else "the folders"
-        raise UserError(f"{what} {', '.join(names[:12])} are not those of dataset "
+    theirs, order = published_numbers(data, names), _published_order(data, classes)
+    if names and theirs and order: return torch.tensor([order[i] for i in theirs]), whose
+    if given:
+        raise UserError(f"classes = {', '.join(names[:12])} are not those of dataset "
                         f"{dataset.name!r}: {', '.join(classes[:12])}")
-    if list(subset) != sorted(subset):
-        if not all(re.fullmatch(r"n\d{8}", c) for c in classes):
-            raise UserError(f"labels of {dataset.name} count in MTT's order, which its class names "
-                            f"({', '.join(classes[:3])} …) do not show; give classes in the "
-                            "file's order")
-        return torch.tensor([sorted(subset).index(i) for i in subset]), "of MTT"
-    if all(c.isdigit() for c in classes):
-        ascending = sorted(classes, key=by_number)
-        return torch.tensor([classes.index(c) for c in ascending]), "of numbers"
-    return torch.arange(k), "of the data set"
+    by_folders = _by_folders(names, dataset, data, classes) if found else None
+    order, whose = by_folders or _without_names(dataset, data, classes)
+    return torch.tensor(order), whose
+
 
 # %% ../../nbs/distillation/49_conversion.ipynb #d0dd9a46
 def renumbered(

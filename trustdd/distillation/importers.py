@@ -17,9 +17,9 @@ from ..core.experiment import Experiment
 from ..data.catalog import load_dataset
 from ..data.dataset import Dataset
 from ..data.distilled_set import DistilledSet
-from ..data.names import plain_name
+from ..data.names import DOWNLOADS, plain_name
 from .conventions import (
-    by_name, check_name, check_statistics, claim_of, finite_numbers, kind_of_outliers,
+    by_name, check_name, check_statistics, claim_of, finite_numbers, halved, kind_of_outliers,
     recipe_fields, recipe_of, statistics_of, whitening)
 from .conversion import (
     label_order, order_text, renumbered, to_labels, to_pixels, unclear_rows)
@@ -70,20 +70,19 @@ def _target(name, got, classes, shape, mean, std, root):
         if a not in (None, b): raise UserError(f"{what} = {a}, but dataset {name!r} has {b}")
     return dataset
 
+def _absent(name, *target) -> str:
+    "What to give if a data set is not at hand, else \"\"; one with a download is not looked for."
+    if plain_name(name) in DOWNLOADS: return ""
+    try: _target(name, *target)
+    except UserError as e: return str(e)
+    return ""
+
 # %% ../../nbs/distillation/50_importers.ipynb #418d59a5
 _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="arrays",
               folder="a folder of classes")
 
-def _halved(got, mean) -> bool:
-    "Do the pixels run from -1 to 1, as if they were normalised by 0.5, and nothing says so?"
-    x = got.images
-    if mean is not None or got.statistics or not isinstance(x, torch.Tensor) or not x.numel():
-        return False
-    low, high = x.min().item(), x.max().item()
-    return -1.001 <= low < -0.9 and 0.9 < high <= 1.001
-
-def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None):
-    "`UserError` that names what a set needs beside its files."
+def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None, absent=None):
+    "`UserError` that names what a set needs beside its files; `absent()` says if the data set is."
     near = beside(file)
     near = near.name if near else "a file of them"
     asked = ((got.labels is None, f"--labels FILE ({near} is not beside it)"),
@@ -94,10 +93,11 @@ def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None)
              (outliers is None and got.outliers is not None,
               "--outliers oe or poe, or none to leave them out"),
              (white is None, "--zca or --no-zca (the published set is whitened)"),
-             (_halved(got, mean), "--mean and --std (pixels from -1 to 1: by 0.5 and 0.5?)"))
+             (halved(got, mean), "--mean and --std (pixels from -1 to 1: by 0.5 and 0.5?)"))
     lacking = [words for missing, words in asked if missing]
     if not lacking: return
     n = len(got.images) if isinstance(got.images, torch.Tensor) and got.images.ndim else "no"
+    if absent and dataset and (said := absent()): lacking.append(said)
     raise UserError(f"{file} holds {_WORDS[got.layout]}, {n} images; add {'; '.join(lacking)}")
 
 # %% ../../nbs/distillation/50_importers.ipynb #778e40fc
@@ -106,10 +106,10 @@ def _ipc(file, labels, k, asked, named, remarks) -> int:
     counts = torch.bincount(labels, minlength=k)
     few, many = int(counts.min()), int(counts.max())
     if few < many: remarks.append(f"classes have {few} to {many} images, ipc counts the fewest")
-    said = f"ipc = {asked!r}, but" if asked is not None else f"{file} says {named} ipc, but it"
+    said = f"ipc = {asked!r}" if asked is not None else f"{file} says {named} ipc"
     wrong = asked if asked is not None else named
     if wrong is not None and wrong not in (few, len(labels) // k):
-        raise UserError(f"{said} holds {few}{f' to {many}' * (few < many)} images per class"
+        raise UserError(f"{said}, but it holds {few}{f' to {many}' * (few < many)} images per class"
                         + "; if that is right, add --ipc" * (asked is None))
     return max(1, few, wrong or 0)
 
@@ -150,15 +150,14 @@ def _guess(got) -> int:
     if not isinstance(y, torch.Tensor) or not y.numel(): return 1
     return max(1, len(y) // (y.shape[1] if y.ndim == 2 else len(y.unique())))
 
-def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, remarks):
+def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, absent, remarks):
     "(method, recipe, whitened), by request, name and layout; `UserError` for all that is missing."
     file, method = got.files["images"], method or named.method
     recipe = recipe_of(recipe, method, got.layout)
     colours = isinstance(got.images, torch.Tensor) and got.images.numel() and got.images.min() >= 0
     unsure = recipe == "mtt" and mean is None and not colours
     white, said = whitening(zca, got, method, unsure and _usually_whitened(name, _guess(got)))
-    _check_missing(file, got, name, recipe, soft, outliers, white, mean)
-    check_name(file, named, name)
+    _check_missing(file, got, name, recipe, soft, outliers, white, mean, absent)
     if said: remarks.append(said)
     if recipe == "mtt" and got.lr is None:
         remarks.append("lr = None: MTT learns a step size, and this set comes without it, so "
@@ -175,13 +174,14 @@ def _kept_statistics(got, mean, std):
     check_statistics(mean, std)
     return mean, std
 
-def _statistics(got, dataset, mean, std, zca, remarks):
+def _statistics(got, dataset, mean, std, method, zca, remarks):
     "(mean, std) as given, or as the code or the data set has them; an assumption is remarked."
-    published = got.layout in ("dc", "mtt") and not zca and (
-        got.outliers is None or "outliers" in got.files)
+    theirs = got.layout in ("dc", "mtt") or str(method).lower() in ("dc", "dsa", "dm", "mtt")
+    published = theirs and not zca and (got.outliers is None or "outliers" in got.files)
     mean, std, said = statistics_of(mean, std, dataset, published)
     if not said and mean is dataset.mean and not zca and got.layout == "arrays":
-        said = "mean and std are the data set's, --mean and --std say otherwise"
+        said = ("mean and std are taken from the data set. If the file was made with others, "
+                "give --mean and --std")
     if said: remarks.append(said)
     return mean, std
 
@@ -223,19 +223,26 @@ def import_set(
     **fields,           # other fields of the experiment, such as depth or epochs
 ) -> DistilledSet:
     "A distilled set of another code; `UserError` if unsafe or unfitting; warns of pitfalls."
-    got, remarks = read_foreign(file, labels, outliers_file, lr, index), []
+    got = read_foreign(file, labels, outliers_file, lr, index)
+    remarks = [got.note] if got.note else []
     first, claim = got.files["images"], claim_of(claimed, got.claims)
     named = by_name(first)
     dataset = named.dataset if dataset is None else dataset
     name = dataset.name if isinstance(dataset, Dataset) else dataset and str(dataset)
     check_statistics(mean, std)
+    check_name(first, named, name)
+    kept = _kept_statistics(got, mean, std)
+    def absent():
+        given = isinstance(dataset, Dataset)
+        return "" if given else _absent(name, got, classes, shape, *kept, root)
     method, recipe, zca = _identified(got, named, name, method, recipe, soft, outliers, zca, mean,
-                                      remarks)
+                                      absent, remarks)
     kind = kind_of_outliers(outliers, got.outliers is not None, first)
-    mean, std = _kept_statistics(got, mean, std)
-    if not isinstance(dataset, Dataset):
-        dataset = _target(name, got, classes, shape, mean, std, root)
-    mean, std = _statistics(got, dataset, mean, std, zca, remarks)
+    if not isinstance(dataset, Dataset): dataset = _target(name, got, classes, shape, *kept, root)
+    if zca and mean is not None and isinstance(dataset, Dataset):
+        raise UserError("zca with mean and std: whitened images are not normalised by them; "
+                        "leave out one or the other")
+    mean, std = _statistics(got, dataset, *kept, method, zca, remarks)
     like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source)
     x, y, rows, out, meaning = _fitting(first, got, like, kind, classes, soft, zca, remarks)
     if got.n > 1 and index is None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from ..core.checks import UserError
-from .foreign_files import by_number, kind_of, read_file, read_folder
+from .foreign_files import (
+    by_number, dims, kind_of, read_file, read_folder, stacked, step_size)
 
 # %% ../../nbs/distillation/47_layouts.ipynb #55fd5180
 _SIBLINGS = dict(images="labels", image="label", X="y", x="y", data="labels")
@@ -77,41 +78,25 @@ def _claims(content, index, n) -> dict:
         if values: found[str(model)] = [100 * v if max(values) <= 1 else v for v in values]
     return found
 
-# %% ../../nbs/distillation/47_layouts.ipynb #333d7a70
-def _rate(lr, files):
-    "The step size as a float; None stays."
-    if lr is None: return None
-    try: value = float(lr)
-    except (TypeError, ValueError):
-        files["lr"], value = lr, read_file(lr)
-        if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
-            value = value.item()
-    number = isinstance(value, (int, float))
-    if isinstance(value, bool) or not number or not 0 < value < math.inf:
-        raise UserError(f"lr = {str(lr)!r} must be, or be the file of, one finite number above 0, "
-                        f"not {value if number else kind_of(value)}")
-    return float(value)
-
 # %% ../../nbs/distillation/47_layouts.ipynb #83c402c7
 _LABELS = re.compile(r"(^|_)(y|labels?|targets?)($|_|\d)", re.I)
 
-def _stacked(x):
-    "A list of tensors of one shape, or of numbers, as a tensor; anything else as it is."
-    if not isinstance(x, (list, tuple)) or not x: return x
-    if all(isinstance(v, torch.Tensor) for v in x):
-        return torch.stack(list(x)) if len({v.shape for v in x}) == 1 else x
-    return torch.tensor(x) if all(isinstance(v, (int, float)) for v in x) else x
-
-def _dims(x): return x.ndim if isinstance(x, torch.Tensor) else 0
+def _unnamed(parts):
+    "What `np.savez` without names holds, in words: which array is of images; \"\" if not clear."
+    if sorted(parts) != ["arr_0", "arr_1"]: return ""
+    x, y = sorted(parts, key=lambda k: -dims(parts[k]))
+    fit = dims(parts[x]) >= 3 and dims(parts[y]) in (1, 2) and len(parts[x]) == len(parts[y])
+    return f"{x} holds the images, {y} the labels" if fit else ""
 
 def _named(content, file):
     "Images, labels and step size in a dictionary; `UserError` if it is not clear which they are."
-    parts = {str(k): _stacked(v) for k, v in content.items()}
-    y = [k for k, v in parts.items() if _LABELS.search(k) and _dims(v) in (1, 2)]
-    x = [k for k, v in parts.items() if k not in y and _dims(v) >= 3]
+    parts = {str(k): stacked(v) for k, v in content.items()}
+    unnamed = _unnamed(parts)
+    y = [k for k, v in parts.items() if (unnamed or _LABELS.search(k)) and dims(v) in (1, 2)]
+    x = [k for k, v in parts.items() if k not in y and dims(v) >= 3]
     lr = next((parts[k] for k in ("lr", "syn_lr") if k in parts), None)
     if len(x) == 1 and len(y) <= 1: return parts[x[0]], parts[y[0]] if y else None, lr
-    shapes = [f"{k} {tuple(v.shape)}" for k, v in parts.items() if _dims(v)]
+    shapes = [f"{k} {tuple(v.shape)}" for k, v in parts.items() if dims(v)]
     if shapes: said = f"{file} holds {', '.join(shapes[:6])}"
     else: said = f"{file} holds {kind_of(content)}"
     many = "more than one array could be the images or the labels" if x else "none is of images"
@@ -121,12 +106,12 @@ def _named(content, file):
 # %% ../../nbs/distillation/47_layouts.ipynb #697afada
 def _sequence(content, file):
     "(images, labels) of a tuple or list, or None where it is a list of DC's experiments."
-    x, y = (_stacked(v) for v in content) if len(content) == 2 else (None, None)
-    if _dims(x) >= 3 and _dims(y) in (1, 2): return x, y
+    x, y = (stacked(v) for v in content) if len(content) == 2 else (None, None)
+    if dims(x) >= 3 and dims(y) in (1, 2): return x, y
     if not content or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in content):
         raise UserError(f"{file} holds {kind_of(content)}, which is not (images, labels)")
-    if _dims(_stacked(content[0][0])) >= 4: return None
-    return tuple(_stacked([p[i] for p in content]) for i in (0, 1))
+    if dims(stacked(content[0][0])) >= 4: return None
+    return tuple(stacked([p[i] for p in content]) for i in (0, 1))
 
 # %% ../../nbs/distillation/47_layouts.ipynb #9820afcb
 class ForeignSet(NamedTuple):
@@ -140,11 +125,17 @@ class ForeignSet(NamedTuple):
     index:int=None          # which experiment of the file; None if it holds just one
     n:int=1                 # experiments in the file
     claims:dict={}          # network -> accuracies in percent, as the authors say
-    classes:tuple=None      # names of folders, which the labels count; None without
+    classes:tuple=None      # names of folders, or of classes in the file, which the labels count
     whitened:bool=None      # whether the images are whitened, where the files tell
     statistics:tuple=None   # mean and std of the normalisation, where the files tell
+    note:str=""             # what was assumed in reading
 
 # %% ../../nbs/distillation/47_layouts.ipynb #8f29c9e6
+def _class_names(x):
+    "Names of classes in the order of the labels; None if it is no list of texts."
+    good = isinstance(x, (list, tuple)) and x and all(isinstance(c, str) for c in x)
+    return tuple(x) if good else None
+
 def _from_tensor(images, file, labels, index):
     "Images alone in a file, their labels in another."
     if index is not None:
@@ -157,13 +148,14 @@ def _from_tensor(images, file, labels, index):
         near = beside(file)
         labels = near if near and near.is_file() else None
     files = {"images": file} | ({"labels": labels} if labels else {})
-    found = _stacked(read_file(labels)) if labels else None
+    found = stacked(read_file(labels)) if labels else None
     mtt = file.suffix == ".pt" and file.name.startswith("images")
     white = _whitened(file) if mtt else None
     near = [f for f in (beside(file, what) for what in ("mean", "std")) if mtt and f.is_file()]
-    stats = tuple(read_file(f) for f in near) or None
+    stats, names = tuple(read_file(f) for f in near) or None, beside(file, "classes")
+    names = _class_names(read_file(names)) if mtt and names.is_file() else None
     return ForeignSet(images, found, "mtt" if mtt else "arrays", files, whitened=white,
-                      statistics=stats)
+                      statistics=stats, classes=names)
 
 def _from_pairs(content, file, index):
     "DC's layout."
@@ -174,7 +166,8 @@ def _from_pairs(content, file, index):
     stats = tuple(content[k] for k in ("mean", "std") if k in content)
     return ForeignSet(images, labels, "dc", {"images": file}, outliers, None, index, len(pairs),
                       _claims(content, index, len(pairs)), statistics=stats or None,
-                      whitened=content.get("zca") is True or None)
+                      whitened=content.get("zca") is True or None,
+                      classes=_class_names(content.get("classes")))
 
 # %% ../../nbs/distillation/47_layouts.ipynb #7ab89b87
 def _one(file, labels, index):
@@ -186,12 +179,13 @@ def _one(file, labels, index):
         return ForeignSet(x, y, "folder", {"images": file}, classes=classes)
     content = read_file(file)
     if isinstance(content, torch.Tensor): return _from_tensor(content, file, labels, index)
-    lr = None
+    lr, note = None, ""
     if isinstance(content, (list, tuple)):
         x, y = _sequence(content, file) or (None, None)
         if x is None: content = dict(data=content)
-    dc = isinstance(content, dict) and "data" in content and not _dims(content["data"])
-    if isinstance(content, dict) and not dc: x, y, lr = _named(content, file)
+    dc = isinstance(content, dict) and "data" in content and not dims(content["data"])
+    if isinstance(content, dict) and not dc:
+        (x, y, lr), note = _named(content, file), _unnamed(content)
     elif not isinstance(content, (dict, list, tuple)):
         raise UserError(f"{file} holds {kind_of(content)}; needed are images and labels")
     if labels and (dc or y is not None):
@@ -199,7 +193,7 @@ def _one(file, labels, index):
     if dc: return _from_pairs(content, file, index)
     if y is None: return _from_tensor(x, file, labels, index)._replace(lr=lr)
     if index is not None: raise UserError(f"index = {index!r}, but {file} holds one set")
-    return ForeignSet(x, y, "arrays", {"images": file}, lr=lr)
+    return ForeignSet(x, y, "arrays", {"images": file}, lr=lr, note=note)
 
 # %% ../../nbs/distillation/47_layouts.ipynb #c640d107
 def _outliers_in(file, index):
@@ -212,14 +206,14 @@ def _joined(parts):
     "The sets of several files as one."
     if len(parts) == 1: return parts[0]
     for what in ("images", "labels", "outliers"):
-        shapes = {tuple(x.shape[1:]) for p in parts if _dims(x := getattr(p, what))}
-        n = sum(_dims(getattr(p, what)) > 0 for p in parts)
+        shapes = {tuple(x.shape[1:]) for p in parts if dims(x := getattr(p, what))}
+        n = sum(dims(getattr(p, what)) > 0 for p in parts)
         if len(shapes) > 1 or n not in (0, len(parts)) or len({p.classes for p in parts}) > 1:
             raise UserError(f"{what} of {parts[0].files['images']} and the other {len(parts) - 1} "
                             "files do not fit together")
     def all_of(what):
         found = [getattr(p, what) for p in parts]
-        return torch.cat(found) if all(_dims(x) for x in found) else None
+        return torch.cat(found) if all(dims(x) for x in found) else None
     files = {w if not i else f"{w} {i + 1}": f for i, p in enumerate(parts)
              for w, f in p.files.items()}
     return parts[0]._replace(images=all_of("images"), labels=all_of("labels"), files=files,
@@ -241,7 +235,7 @@ def read_foreign(
     got = _joined([_one(path, y, index) for path, y in zip(paths, of)])
     near, files = beside(paths[0], "lr"), dict(got.files)
     if lr is None and near and near.is_file(): lr = near
-    lr = _rate(lr if lr is not None else got.lr, files)
+    lr = step_size(lr if lr is not None else got.lr, files)
     if outliers_file:
         files["outliers"] = Path(outliers_file)
         got = got._replace(outliers=_outliers_in(outliers_file, got.index))
