@@ -122,7 +122,7 @@ def collect_logits(
     seed:int=0,     # of the balanced draws
     batch:int=500,  # images at a time
     device="cpu",   # where to run
-    ood_sources=(), # name -> one sentence that says which images these are
+    ood_sources=(), # name -> one sentence that says which images these are; "": what is missing
     **about,        # JSON values to keep beside: experiment, select, epochs, run
 ) -> Logits:
     "Run every network once on every set; joined processes share them, and each gets all logits."
@@ -142,6 +142,7 @@ def collect_logits(
         raise UserError(f"the networks know {k} classes, "
                         f"but dataset {dataset.name!r} has {len(dataset.classes)}")
     sources = {"in": dict(name=dataset.name, n=n_in, source=dataset.source), "ood": ood}
+    if "" in said: sources["missing"] = said[""]
     about = dict(sources=sources, n_test=n_test, draw_seed=seed, device=str(device), **about)
     return Logits(values, dataset.test_labels.cpu(), idx_in, idx_out, about)
 
@@ -149,10 +150,11 @@ def collect_logits(
 def image_counts(
     sources:dict, # `about["sources"]` of logits
 ) -> list[str]:
-    "A line with the number of images of every test set, and a warning for each of less than 50."
+    "Lines: how many images every test set has, what is missing, a warning for less than 50."
     counts = {name: about["drawn"] for name, about in sources["ood"].items()}
     said = ", ".join(f"{name} {n:,}" for name, n in counts.items())
     few = {name: n for name, n in {"in": sources["in"]["n"], **counts}.items() if n < 50}
-    return [f"images: in-distribution {sources['in']['n']:,}; {said}",
+    missing = filter(None, [sources.get("missing")]) # of a suite
+    return [f"images: in-distribution {sources['in']['n']:,}; {said}", *missing,
             *(f"warning: {name} has only {n} images; its numbers say little"
               for name, n in few.items())]
