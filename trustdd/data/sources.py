@@ -17,7 +17,7 @@ from PIL import Image
 from ..core.checks import UserError
 from ..core.experiment import absolute_path
 from .names import (
-    DOWNLOADS, EMBEDDED, IMAGENET_SUBSETS, is_path, resolve_name, SELECTIONS)
+    DOWNLOADS, EMBEDDED, IMAGENET_SUBSETS, is_path, REDUCED, resolve_name, SELECTIONS)
 
 # %% ../../nbs/data/11_sources.ipynb #86b10f39
 def check_text(
@@ -66,16 +66,13 @@ def _imagenet_folders(name, root):
     return tuple(folders[i] for i in IMAGENET_SUBSETS[name]) if len(folders) == 1000 else ()
 
 # %% ../../nbs/data/11_sources.ipynb #2de9654f
-_REDUCED = dict(textures="dtd64", places365="places64", lsun="lsun64",
-                tinyimagenet="tinyimagenet32", imagenette="imagenette64")
-
 def find_folder(name:str, root:Path) -> tuple[Path | None, tuple[str, ...]]:
     "The folder of the set or path `name`, or None; and the class folders to use, all if empty."
     path = Path(name).expanduser()
     if is_path(name):
         if not path.is_dir(): raise UserError(f"folder {name} does not exist")
         return path.resolve(), ()
-    for n in filter(None, (name, _REDUCED.get(name))):
+    for n in filter(None, (name, REDUCED.get(name))):
         if not (root/n).is_dir(): continue
         if name not in DOWNLOADS or "all" not in split_folders(root/n): return root/n, ()
     classes = _imagenet_folders(name, root)

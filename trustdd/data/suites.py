@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['SUITES', 'GROUPS', 'NOISE', 'ood_suite', 'default_aux', 'usual_auxes', 'usual_note', 'ood_group', 'ood_groups',
-           'is_kin', 'kin_sets']
+           'collection', 'is_kin', 'kin_sets']
 
 # %% ../../nbs/data/12_suites.ipynb #a2d85688
+import re
+from pathlib import Path
+
 from .names import (
-    EMBEDDED, IMAGENET_SUBSETS, is_known, plain_name, SELECTIONS, short_name)
+    EMBEDDED, IMAGENET_SUBSETS, is_known, is_path, plain_name, REDUCED, SELECTIONS)
+
 
 # %% ../../nbs/data/12_suites.ipynb #cb5b5613
 _NATURAL = ("textures", "places365", "lsun")
@@ -84,9 +88,15 @@ def ood_groups(
     return found | {"mean": tuple(n for n in names if n not in found["noise"])}
 
 # %% ../../nbs/data/12_suites.ipynb #71f5d3e3
-def _collection(name):
-    "The data set that a name takes its images from."
-    name = plain_name(short_name(name)).removesuffix("-held-out")
+_WHOLE = {folder: name for name, folder in REDUCED.items()}
+
+def collection(
+    name, # of a set; or a folder, or what `short_name` makes of it
+) -> str:
+    "The data set that a name, or a folder called so, takes its images from."
+    name = plain_name(Path(name).name if is_path(name) else name).removesuffix("-held-out")
+    known = re.sub("-[0-9a-f]{8}$", "", name)
+    name = known if is_known(known) else _WHOLE.get(name, name)
     return SELECTIONS[name].dataset if name in SELECTIONS else name
 
 def is_kin(
@@ -96,7 +106,7 @@ def is_kin(
     corruptions=(), # the corruptions of poe
 ) -> bool:
     "Is an OOD set so like the outliers a network learned from that it proves nothing for them?"
-    if outliers == "oe": return _collection(name) == _collection(aux)
+    if outliers == "oe": return collection(name) == collection(aux)
     if outliers != "poe": return False
     plain = plain_name(name)
     if plain in NOISE: return any("speckle" in c or "noise" in c for c in corruptions)

@@ -13,11 +13,15 @@ from types import SimpleNamespace
 
 from ..core.checks import check_choice, check_int, name_tuple, UserError
 from ..core.experiment import settings, Settings
+from ..data.availability import have
 from ..data.catalog import load_dataset, prepared
-from ..data.identity import identity_of
+from ..data.identity import check_tested, identity_of
+from ..data.names import is_known
 from ..data.sources import absolute_name
-from .any_network import as_networks, logits_from_arrays, made_by, stand_in
-from .ood_sets import load_ood_sets, ood_names
+from ..data.suites import SUITES
+from .any_network import (
+    as_networks, known_by_name, logits_from_arrays, made_by, stand_in)
+from .ood_sets import load_ood_sets, missing_sets, ood_names
 from .logits import collect_logits, normaliser, predict
 from .report import Report, report_from_logits
 
@@ -127,7 +131,11 @@ def resolve_eval_data(
     exp = syn.provenance.get("experiment", {})
     dataset = _eval_dataset(dataset, exp, syn.provenance.get("images"), root)
     _check_fit(syn, dataset)
-    return dataset, *load_ood_sets(ood or exp.get("ood"), dataset, root)
+    ood = ood or exp.get("ood")
+    images, sources = load_ood_sets(ood, dataset, root)
+    names = () if isinstance(ood, dict) else ood_names(ood, dataset.name, root)
+    check_tested(syn.provenance, dataset, images, root, names)
+    return dataset, images, sources
 
 # %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd2
 def evaluate(
@@ -142,8 +150,11 @@ def evaluate(
     root=None,       # where the data sets are
     logits_out=None, # a file for the logits
     normalise=None,  # uint8 images -> the networks' input; as the distilled or the data set says
+    suite=None,      # another word for `ood`: usual or openood
 ) -> Report:
     "Accuracy, OOD detection, errors and calibration of `nets`. Wrong requests raise `UserError`."
+    if suite and ood: raise UserError("ood and suite mean the same; give one of them")
+    ood = suite and check_choice("suite", suite, SUITES) or ood
     if isinstance(nets, dict): return _of_arrays(nets, dataset, ood, n_test, seed, root, logits_out)
     nets = as_networks(nets)
     if syn is None: syn = stand_in(nets, dataset := _named_dataset(dataset, root))
@@ -170,8 +181,19 @@ def _named_dataset(dataset, root):
 
 def _of_arrays(arrays, dataset, ood, n_test, seed, root, logits_out):
     "The report of logits that were computed elsewhere."
-    dataset = _named_dataset(dataset, root)
-    needed = ood_names(ood, dataset.name, root) if ood else ()
+    by_name = isinstance(dataset, (str, Path)) and not _at_hand(dataset, arrays, root)
+    dataset = known_by_name(dataset, arrays) if by_name else _named_dataset(dataset, root)
+    needed = ood_names(ood, dataset.name, root, arrays.__contains__) if ood else ()
+    if ood and not needed: raise UserError(f"ood = {ood!r}: there are logits of none of its sets")
     logits = logits_from_arrays(arrays, dataset, needed, n_test or 0, seed)
+    if lost := ood and missing_sets(ood, dataset.name, needed):
+        logits.about["sources"]["missing"] = lost
     if logits_out: logits.save(logits_out)
     return report_from_logits(logits)
+
+def _at_hand(name, arrays, root):
+    "Is the data set there, or to be downloaded because the logits come without labels?"
+    if is_known(str(name)) and "labels" not in arrays: return True
+    try: return have(name, root)
+    except UserError: return False # a path that leads nowhere
+

@@ -124,7 +124,7 @@ def collect_logits(
     batch:int=500,  # images at a time
     progress:bool=False, # show a bar
     device="cpu",   # where to run
-    ood_sources=(), # name -> which images these are; "in" -> a warning about the test images
+    ood_sources=(), # name -> which images; "in" -> a warning; "" -> what is missing
     **about,        # JSON values to keep beside: experiment, select, epochs, run
 ) -> Logits:
     "Run every network once on every set; joined processes share them, and each gets all logits."
@@ -150,6 +150,7 @@ def collect_logits(
                         f"but dataset {dataset.name!r} has {len(dataset.classes)}")
     inside = dict(name=dataset.name, n=n_in, source=dataset.source)
     sources = {"in": inside | ({"warning": said["in"]} if "in" in said else {}), "ood": ood}
+    if "" in said: sources["missing"] = said[""]
     about = dict(sources=sources, n_test=n_test, draw_seed=seed, device=str(device), **about)
     return Logits(values, dataset.test_labels.cpu(), idx_in, idx_out, about)
 
@@ -157,11 +158,12 @@ def collect_logits(
 def image_counts(
     sources:dict, # `about["sources"]` of logits
 ) -> list[str]:
-    "A line with the number of images of every test set, then warnings, as of less than 50 images."
+    "Lines: how many images every test set has, what is missing, warnings."
     counts = {name: about["drawn"] for name, about in sources["ood"].items()}
     said = ", ".join(f"{name} {n:,}" for name, n in counts.items())
     few = {name: n for name, n in {"in": sources["in"]["n"], **counts}.items() if n < 50}
-    return [f"images: in-distribution {sources['in']['n']:,}; {said}",
+    missing = filter(None, [sources.get("missing")]) # of a suite
+    return [f"images: in-distribution {sources['in']['n']:,}; {said}", *missing,
             *(f"warning: {name} has only {n} images; its numbers say little"
               for name, n in few.items()),
             *(f"warning: {about}" for about in [sources["in"].get("warning")] if about)]

@@ -22,7 +22,8 @@ def _settings(report):
     return _but_for_the_seed(report.experiment) | {
         "select": report.select, "n_test of the evaluation": report.n_test,
         "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}),
-        "networks": sorted(models), "test sets": report.sources,
+        "networks": sorted(models),
+        "test sets": {k: report.sources[k] for k in ("in", "ood")},
         "scores": list(next(iter(report.ood_values.values())))}
 
 def _but_for_the_seed(experiment):

@@ -236,7 +236,8 @@ def _page(ranked, rows, gaps, by, recipe) -> str:
     said = [f"{a} minus {b}: {gaps[a, b] or 'only kin is left'}" for a, b in neighbours]
     shown = [(e.name, _png(e.syn)) for e in entrants if e.syn]
     tested = entrants[0].report.sources
-    sources = [tested["in"]["source"], *(about["source"] for about in tested["ood"].values())]
+    sources = [tested["in"]["source"], *(about["source"] for about in tested["ood"].values()),
+               tested.get("missing")]
     return env.get_template("comparison.html.j2").render(
         dataset=tested["in"]["name"], heads=heads.values(), rows=cells, pictures=shown,
         differences=said, sources=[s for s in sources if s],

@@ -19,8 +19,9 @@ from ..core.experiment import check_same_experiment, data_name, Experiment, to_d
 from ..core.randomness import pick_device
 from ..core.storage import digest, read_safetensors, write_safetensors
 from ..data.dataset import Dataset
-from ..data.poe import aux_source, FOUR, outlier_pool
-from ..distillation.distillation import distill, load_checkpoint, to_distilled_set
+from ..data.poe import FOUR, outlier_pool
+from ..distillation.distillation import (
+    aux_made, distill, load_checkpoint, to_distilled_set)
 from ..distillation.starting_images import MatchingState, start
 from ..networks.compute import torch_threads
 from .run_store import (
@@ -240,10 +241,10 @@ def _drawn_outliers(exp, dataset, device, root):
 
 def _provenance(exp, dataset, images, outliers, root):
     made = dict(images.provenance, experiment=to_dict(exp))
-    made.pop("aux", None)
-    own = ("experiment", "aux")
+    own = ("experiment", "aux", "aux_images")
+    for k in own[1:]: made.pop(k, None)
     other = {k: v for k, v in outliers.provenance.items() if k not in own} if outliers else {}
     other = {k: v for k, v in other.items() if v != made.get(k)}
-    if exp.outliers == "oe": made["aux"] = aux_source(exp, dataset, root)
+    if exp.outliers == "oe": made |= aux_made(exp, dataset, root)
     if other: made["outliers"] = other
     return made

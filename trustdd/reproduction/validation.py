@@ -13,19 +13,24 @@ from ..core.experiment import Experiment
 from ..core.storage import read_lines, write_lines
 from ..core.working import remove_working, working_folder
 from ..data.dataset import Dataset
+from ..data.identity import check_classes
 from ..data.overlap import check_apart
 from ..data.poe import aux_images
-from ..data.suites import default_aux
+from ..data.suites import default_aux, SUITES
 from ..networks.training import train
 from ..distillation.distillation import to_distilled_set
-from ..evaluation.ood_sets import load_ood_sets
+from ..evaluation.ood_sets import load_ood_sets, ood_names
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import Report, report_from_logits
 
 # %% ../../nbs/reproduction/67_validation.ipynb #35f63411
-def _check_apart(aux, learned, tested):
-    "Raise `UserError` if OOD sets hold auxiliary images."
+def _check_apart(aux, exp, dataset, tested, root):
+    "Raise `UserError` if OOD sets hold auxiliary images, or those you chose images of a class."
+    learned = aux_images(exp, dataset, root)
     for name, images in tested.items(): check_apart(aux, learned, name, images)
+    names = ood_names(exp.ood, dataset.name, root)
+    if set(exp.ood) & set(SUITES): names = () # of a suite, those are marked as kin
+    check_classes(aux, dataset, names, root)
 
 def validation_sets(
     exp:Experiment,     # ood, aux and holdout
@@ -36,7 +41,7 @@ def validation_sets(
     aux = getattr(exp, "aux", "") or default_aux(dataset.name)
     if not exp.holdout or exp.ood:
         images, sources = load_ood_sets(exp.ood, dataset, root)
-        if exp.outliers == "oe": _check_apart(aux, aux_images(exp, dataset, root), images)
+        if exp.outliers == "oe": _check_apart(aux, exp, dataset, images, root)
         return images, sources
     images, name = aux_images(exp, dataset, root, held=True), f"{aux}-held-out"
     source = f"{aux}: {len(images):,} auxiliary images held out of training"
