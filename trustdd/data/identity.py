@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['listed_once', 'identity_of', 'dataset_identity', 'outside_identity', 'image_identities', 'other_images',
-           'check_classes', 'check_outliers', 'check_tested']
+           'check_classes', 'check_outliers', 'aux_made', 'check_tested']
 
 # %% ../../nbs/data/19_identity.ipynb #ca81997d
 import json
@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from ..core.checks import regular_file, UserError
 from ..core.storage import atomic_write, cache_file
 from .availability import have
-from .catalog import (
-    class_folders, common_classes, image_stamp, load_aux, load_dataset, load_ood)
+from trustdd.data.catalog import (
+    class_folders, common_classes, image_stamp, load_aux, load_dataset, load_ood,
+    outside_source)
 from .names import EMBEDDED, is_known, resolve_name, SELECTIONS, short_name
 from .overlap import check_apart, content_hash
 from .own import is_own, recorded
@@ -157,6 +158,17 @@ def check_outliers(
     check_classes(aux, dataset, named, root)
 
 
+# %% ../../nbs/data/19_identity.ipynb #5a566ed0
+def aux_made(
+    exp,        # an experiment with outliers = "oe"
+    dataset,    # its `Dataset`
+    root=None,  # the data folder
+) -> dict:
+    "What a set says of the auxiliary images it was made of: a sentence, and their identity."
+    aux, shape = exp.aux or default_aux(dataset.name), dataset.shape
+    return dict(aux=outside_source(aux, shape, root, "train"),
+                aux_images=outside_identity(aux, "train", shape, root))
+
 # %% ../../nbs/data/19_identity.ipynb #f4c4cc44
 def check_tested(
     made:dict,      # the provenance of a distilled set
@@ -165,7 +177,7 @@ def check_tested(
     root=None,      # the data folder
     tested=(),      # the names that were asked for
 ):
-    "Raise `UserError` if a distilled set's outliers were of images or classes that it is tested on."
+    "Raise `UserError` if a set's outliers were of images or classes that it is tested on."
     exp = made.get("experiment", {})
     if exp.get("outliers") != "oe" or not (exp.get("aux") or "aux" in made): return
     aux, known = exp.get("aux") or default_aux(dataset.name), made.get("aux_images")

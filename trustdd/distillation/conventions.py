@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'NameParts', 'by_name', 'check_name', 'recipe_of', 'recipe_fields', 'published_statistics',
-           'finite_numbers', 'check_statistics', 'statistics_of', 'halved', 'whitening', 'claim_of',
+           'finite_numbers', 'check_statistics', 'kept_statistics', 'statistics_of', 'halved', 'whitening', 'claim_of',
            'published_numbers', 'kind_of_outliers']
 
 # %% ../../nbs/distillation/48_conventions.ipynb #180771ec
@@ -124,6 +124,13 @@ def check_statistics(
                         "pixels in [0, 1]: divide them by 255")
     if min(m) < 0 or min(s) <= 0:
         raise UserError(f"mean = {mean}, std = {std} must be from 0 to 1, std above 0")
+
+def kept_statistics(mean, std, kept):
+    "(mean, std) as given, or as a file holds them: `kept`, a pair or None."
+    if mean is not None or not kept or len(kept) != 2: return mean, std
+    mean, std = (v.tolist() if hasattr(v, "tolist") else v for v in kept)
+    check_statistics(mean, std)
+    return mean, std
 
 def statistics_of(
     mean, std,      # as given, or None

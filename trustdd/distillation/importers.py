@@ -19,8 +19,8 @@ from ..data.dataset import Dataset
 from ..data.distilled_set import DistilledSet
 from ..data.names import DOWNLOADS, plain_name
 from .conventions import (
-    by_name, check_name, check_statistics, claim_of, finite_numbers, halved, kind_of_outliers,
-    recipe_fields, recipe_of, statistics_of, whitening)
+    by_name, check_name, check_statistics, claim_of, finite_numbers, halved, kept_statistics,
+    kind_of_outliers, recipe_fields, recipe_of, statistics_of, whitening)
 from .conversion import (
     label_order, order_text, renumbered, to_labels, to_pixels, unclear_rows)
 from .distillation import provenance
@@ -167,13 +167,6 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, abs
     return method or "unknown", recipe, white
 
 # %% ../../nbs/distillation/50_importers.ipynb #e84007db
-def _kept_statistics(got, mean, std):
-    "(mean, std) as given, or as the file holds them."
-    if mean is not None or not got.statistics or len(got.statistics) != 2: return mean, std
-    mean, std = (v.tolist() if isinstance(v, torch.Tensor) else v for v in got.statistics)
-    check_statistics(mean, std)
-    return mean, std
-
 def _statistics(got, dataset, mean, std, method, zca, remarks):
     "(mean, std) as given, or as the code or the data set has them; an assumption is remarked."
     theirs = got.layout in ("dc", "mtt") or str(method).lower() in ("dc", "dsa", "dm", "mtt")
@@ -231,7 +224,7 @@ def import_set(
     name = dataset.name if isinstance(dataset, Dataset) else dataset and str(dataset)
     check_statistics(mean, std)
     check_name(first, named, name)
-    kept = _kept_statistics(got, mean, std)
+    kept = kept_statistics(mean, std, got.statistics)
     def absent():
         given = isinstance(dataset, Dataset)
         return "" if given else _absent(name, got, classes, shape, *kept, root)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['notebooks_folder', 'without_places', 'steady', 'keep_executed', 'outputs_of', 'stamp_of', 'up_to_date', 'stamp',
-           'made_when']
+           'made_when', 'file_names']
 
 # %% ../../nbs/reproduction/87_artifacts.ipynb #1e9a3e5f
 import hashlib, json, re, subprocess
@@ -186,3 +186,11 @@ def made_when(
     except OSError: return {} # no git, or no such folder
     day, _, at = said.strip().partition(" ")
     return dict(day=day, commit=at, seconds=None) if day else {}
+
+# %% ../../nbs/reproduction/87_artifacts.ipynb #87aa0002
+def file_names(files) -> list:
+    "The stem of each file; where several are alike, its path from the folder that all share."
+    paths = [Path(f).absolute().with_suffix("") for f in files]
+    stems, shared = [p.name for p in paths], os.path.commonpath(paths)
+    def from_shared(p): return "-".join(p.relative_to(shared).parts).removesuffix("-distilled")
+    return [from_shared(p) if stems.count(s) > 1 else s for p, s in zip(paths, stems)]

@@ -19,9 +19,9 @@ from ..core.experiment import check_same_experiment, data_name, Experiment, to_d
 from ..core.randomness import pick_device
 from ..core.storage import digest, read_safetensors, write_safetensors
 from ..data.dataset import Dataset
+from ..data.identity import aux_made
 from ..data.poe import FOUR, outlier_pool
-from ..distillation.distillation import (
-    aux_made, distill, load_checkpoint, to_distilled_set)
+from ..distillation.distillation import distill, load_checkpoint, to_distilled_set
 from ..distillation.starting_images import MatchingState, start
 from ..networks.compute import torch_threads
 from .run_store import (
