@@ -112,9 +112,8 @@ def to_distilled_set(
     "The distilled set that a state holds."
     labels = torch.arange(dataset.n_classes).repeat_interleave(exp.ipc)
     lr = getattr(state, "lr", None)
-    if lr is not None: lr = float(lr)
-    return DistilledSet(state.images.cpu(), labels, state.outliers.cpu(),
-                        dataset.classes, dataset.mean, dataset.std, made, lr)
+    return DistilledSet(state.images.cpu(), labels, state.outliers.cpu(), dataset.classes,
+                        dataset.mean, dataset.std, made, lr if lr is None else float(lr))
 
 # %% ../../nbs/distillation/45_distillation.ipynb #9ef7f854
 def initial_state(

@@ -73,7 +73,7 @@ def _measured(name, syn, exp, out, options, reference=False) -> Entrant:
 def _recipe(exp, seed, given) -> dict:
     "The fields of training, network, augmentation and tests, without those of a method."
     of_sets = ("method", "outliers", "ipc", "seed", "outliers_per_slot", "aux", "corruptions")
-    shared = set(fieldfile_names("full")) & set(fieldfile_names("kmeans")) - set(of_sets)
+    shared = set(field_names("full")) & set(field_names("kmeans")) - set(of_sets)
     if odd := sorted(set(given) - shared):
         raise UserError(f"{', '.join(odd)}: no field that all sets share")
     return {k: v for k, v in to_dict(exp).items() if k in shared} | given | dict(seed=seed)

@@ -18,7 +18,6 @@ from ..core.storage import runs_root
 from ..data.catalog import prepared
 from ..distillation.buffers import buffer_name, make_buffer, missing_experts
 from ..distillation.distillation import distill, initial_state, load_checkpoint
-from ..distillation.methods import find_method
 from ..data.poe import outlier_pool
 from ..networks.compute import compiled, in_precision
 from ..networks.architectures import from_experiment
