@@ -7,7 +7,7 @@ __all__ = ['notebooks_folder', 'without_places', 'steady', 'keep_executed', 'out
            'made_when', 'file_names']
 
 # %% ../../nbs/reproduction/87_artifacts.ipynb #1e9a3e5f
-import hashlib, json, re, subprocess
+import hashlib, json, os, re, subprocess
 from datetime import date
 from pathlib import Path
 
