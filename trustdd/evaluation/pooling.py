@@ -23,7 +23,8 @@ def _settings(report):
         "select": report.select, "n_test of the evaluation": report.n_test,
         "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}),
         "networks": sorted(models),
-        "test sets": {k: report.sources[k] for k in ("in", "ood")},
+        "test sets": [{k: v for k, v in report.sources["in"].items() if k != "warning"},
+                      report.sources.get("ood")],
         "scores": list(next(iter(report.ood_values.values())))}
 
 def _but_for_the_seed(experiment):
