@@ -67,7 +67,7 @@ def check_ours(
     "`UserError` if the file is there and is none of ours."
     try:
         with open(regular_file(path), "rb") as f: there = f.read(2**20)
-    except FileNotFoundError: return
+    except (FileNotFoundError, NotADirectoryError): return
     except OSError as e: raise UserError(f"cannot read {path}: {e.strerror or e}") from e
     if mark.encode() not in there:
         raise UserError(f"{path} is there, and is not {what}; move it, or choose another name")
