@@ -13,6 +13,7 @@ from trustdd.evaluation.image_scores import scores_from_logits
 from trustdd.evaluation.logits import Logits
 from trustdd.evaluation.report import mean_std, report_from_logits
 from trustdd.reproduction import comparison
+from trustdd.reproduction.artifacts import file_names
 
 SMALL = dict(dataset="digits", method="random", preset="smoke", ipc=1)
 OOD = ("skimage-textures", "skimage-text", "corrupted-invert", "gaussian")
@@ -128,7 +129,7 @@ def test_one_set_alone_has_no_pairs(ranked):
 
 
 def test_sets_of_a_run_store_are_named_after_their_runs():
-    def names(*files): return comparison._names([f"published/{f}.safetensors" for f in files])
+    def names(*files): return file_names([f"published/{f}.safetensors" for f in files])
     assert names("dsa-oe/ipc10/distilled", "dsa-poe/ipc10/distilled", "ours") == ["dsa-oe-ipc10", "dsa-poe-ipc10", "ours"]
     assert names("a/set", "b/set") == ["a-set", "b-set"]
     assert names("b/set.v2") == ["set.v2"]

@@ -95,7 +95,7 @@ OWN = dict(preset="smoke", ipc=1, iterations=1, epochs=1, n_nets=1)
 def test_sets_named_from_one_folder_are_found_from_another(project, monkeypatch, capfd):
     "`ood` and `aux` were kept as typed; `trustdd evaluate` looked for them where it was called."
     for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)):
-        pictures(project/"here"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"))
+        pictures(project/"here"/name, seed, dict(mine=("cat", "dog"), odd=("cup", "pan"), extra=("jug", "bowl"))[name])
     (project/"elsewhere").mkdir()
     monkeypatch.chdir(project/"here")
     words = [w for k, v in OWN.items() for w in (f"--{k.replace('_', '-')}", str(v))]
@@ -249,7 +249,7 @@ def test_large_images_are_announced_with_their_price(project, capfd):
 def test_a_figure_of_ones_own_data(project, monkeypatch, capfd):
     "Only papermill by hand could do it, and not with OOD sets of one's own."
     for name, seed in (("mine", 1), ("odd", 2), ("extra", 3)):
-        pictures(project/"here"/name, seed, ("cat", "dog") if name == "mine" else ("cup", "pan"), n=12)
+        pictures(project/"here"/name, seed, dict(mine=("cat", "dog"), odd=("cup", "pan"), extra=("jug", "bowl"))[name], n=12)
     shutil.copytree(PAPER, project/"nbs"/"paper")
     monkeypatch.chdir(project/"here")
     words = "--preset smoke --dataset mine --ood odd,uniform --aux extra --iterations 1 --epochs 1 --n-nets 1 --ipc 1".split()

@@ -94,7 +94,9 @@ def collection(
     name, # of a set; or a folder, or what `short_name` makes of it
 ) -> str:
     "The data set that a name, or a folder called so, takes its images from."
-    name = plain_name(Path(name).name if is_path(name) else name).removesuffix("-held-out")
+    called = plain_name(Path(name).name if is_path(name) else name)
+    if is_path(name) and called in NOISE: return name # a folder of pictures, whatever it is called
+    name = called.removesuffix("-held-out")
     known = re.sub("-[0-9a-f]{8}$", "", name)
     name = known if is_known(known) else _WHOLE.get(name, name)
     return SELECTIONS[name].dataset if name in SELECTIONS else name
