@@ -51,6 +51,7 @@ def _shape(shape):
         raise UserError(f"shape = {shape} must be C,H,W with 1 or 3 channels and H = W")
     return found
 
+# %% ../../nbs/distillation/50_importers.ipynb #a1c786f6
 def _target(name, got, classes, shape, mean, std, root):
     "The data set, or what is given of it."
     (k, names), shape = _class_list(classes), _shape(shape)

@@ -96,6 +96,7 @@ def logits_from_arrays(
                  experiment=dict(model="logits", ood=list(ood)), epochs=[None] * n_nets)
     return Logits({k: values[k] for k in ("in", *ood)}, labels, idx_in, idx_out, about)
 
+# %% ../../nbs/evaluation/54_any_network.ipynb #855a910b
 def _stacked(name, x, k):
     "Logits as (networks, n, k) float32."
     x = torch.as_tensor(x).detach().cpu().float()

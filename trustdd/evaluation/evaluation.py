@@ -174,6 +174,7 @@ def evaluate(
     if logits_out: logits.save(logits_out)
     return report_from_logits(logits)
 
+# %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd4
 def _named_dataset(dataset, root):
     "The in-distribution `Dataset` for networks without a distilled set."
     if dataset is None: raise UserError("dataset = None; name the in-distribution data set")

@@ -101,6 +101,7 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
 
 def _json(file): return json.loads(regular_file(file).read_text(encoding="utf-8"))
 
+# %% ../../nbs/reproduction/87_artifacts.ipynb #d74114de
 def _described_runs(outputs):
     "The names of runs in a figure's description; of a cut one none, and its stamp does not fit."
     found = []
