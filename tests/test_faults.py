@@ -377,13 +377,10 @@ def test_one_network_has_no_spread_and_one_image_no_auroc(made, project, capfd, 
 
 def test_a_comparison_on_noise_alone_has_no_nan(made, project):
     "FPR95 is a mean over near and far sets, and there was none: nan ± nan."
-    from trustdd.evaluation.report import Report
-    from trustdd.reproduction.comparison import Entrant, _row
-    assert main(["evaluate", str(made), "--ood", "gaussian", "--out", "out", "--device", "cpu"]) == 0
-    syn = DistilledSet.load(made)
-    entrant = Entrant("one", syn, syn.experiment, Report.load("out"), None, None, False)
-    row = _row(1, entrant, [entrant])
-    assert row["fpr95"] is None and row["near"] is None and row["noise"][0] > 0
+    from trustdd.reproduction.comparison import compare
+    found = compare([made], "out", n_nets=1, references=(), ood=("gaussian",), device="cpu")
+    row, = found.rows
+    assert row["fpr95"] is None and row["near"] is None and row["noise"][0] > 0 and "nan" not in str(found)
 
 
 def test_the_list_says_what_is_there(made, project, capfd):
