@@ -12,6 +12,7 @@ from safetensors.torch import save as tensor_bytes
 import trustdd.distillation.buffers
 from conftest import content, one_thread
 from test_bad_input import full_disk, tree
+from test_identity import write_images
 from trustdd.distillation.buffers import Buffer, buffer_name
 from trustdd.reproduction.cli import main
 from trustdd.reproduction.run_store import write_identity
@@ -129,6 +130,21 @@ def test_run_folder_of_another_configuration_is_noticed_before_experts_are_train
     write_identity(EXP, RUN)
     (RUN/"config.json").write_text("{")
     assert "config.json" in refused("distill", *SMALL)
+
+
+def test_other_test_images_need_no_experts(experts, project, capfd):
+    "The set is there, and only networks are trained; all experts were trained once more before it was looked for."
+    words = ["run", *SMALL[:-4], "--ood", "odd", "--device", "cpu"]
+    write_images(project/"data"/"odd", 1, classes=("x",), parts=("test",))
+    assert main(words) == 0
+    first, = Path("runs").rglob("distilled.safetensors")
+    shutil.rmtree(experts)
+    write_images(project/"data"/"odd", 2, classes=("x",), parts=("test",))
+    capfd.readouterr()
+    assert main([*words, "--dry-run"]) == 0 and "experts" not in capfd.readouterr().out
+    assert main(words) == 0 and not experts.exists()
+    other = {f.parent.name: f.read_bytes() for f in first.parent.parent.glob("*/distilled.safetensors")}
+    assert len(other) == 2 and len(set(other.values())) == 1
 
 
 # --- a run that goes astray

@@ -44,10 +44,10 @@ def _say_what_is_coming(exp, command):
     "For large images that are not distilled yet, what that will cost, on the error stream."
     from trustdd.data.catalog import prepared
     from trustdd.reproduction.forewarning import forewarning
-    from trustdd.reproduction.run_store import run_folder
+    from trustdd.reproduction.run_store import distilled_in, run_folder
     pick_device(command.device)
     if not is_main_process() or not have(exp.dataset): return
-    if (run_folder(exp, command.runs)/"distilled.safetensors").exists(): return
+    if distilled_in(exp, run_folder(exp, command.runs)): return
     line = forewarning(exp, prepared(exp))
     if line: print(line, file=sys.stderr)
 

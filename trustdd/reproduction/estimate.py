@@ -23,7 +23,7 @@ from ..networks.compute import compiled, in_precision
 from ..networks.architectures import from_experiment
 from ..networks.batches import training_batches
 from ..networks.training import fit
-from .run_store import is_finished, run_folder
+from .run_store import distilled_in, is_finished, run_folder
 from .sides import (
     has_sides, side_experiment, side_folder, sides_of, stored_side)
 from .validation import validation_sets
@@ -159,7 +159,7 @@ def _distilling(exp, dataset, folder, runs, **how):
     "The stages of distilling."
     n = getattr(exp, "iterations", 0)
     if exp.method == "full" or not n: return []
-    if (folder/"distilled.safetensors").exists(): return [Stage("distilling", n, "iterations", n)]
+    if distilled_in(exp, folder, how["root"]): return [Stage("distilling", n, "iterations", n)]
     if has_sides(exp): return [_side(exp, s, dataset, runs, **how) for s in sides_of(exp)]
     done = _checkpointed(folder/"checkpoint.safetensors", exp)
     return _as_a_whole(exp, dataset, runs, done, **how)

@@ -19,7 +19,7 @@ from ..data.plugins import plugin_files
 from ..distillation.buffers import buffer_name, missing_experts
 from .atlas import ALONE, check_parameters, item_notebooks
 from .cross_architecture import changed, differences, network_folder
-from .run_store import listed, run_folder
+from .run_store import distilled_in, listed, run_folder
 
 # %% ../../nbs/reproduction/84_plan.ipynb #f93b6e36
 def _declared(
@@ -87,8 +87,9 @@ def _item(made, name, notebook, given, store):
 # %% ../../nbs/reproduction/84_plan.ipynb #b85e1f07
 def _run(made, exp, store):
     "Enter a run into the plan; returns the name of its report."
-    name = f"{run_folder(exp, store).relative_to(store)}/report.json"
-    needs = [_experts(made, exp)] if exp.method == "mtt" else []
+    name = f"{(folder := run_folder(exp, store)).relative_to(store)}/report.json"
+    to_distil = exp.method == "mtt" and not distilled_in(exp, folder)
+    needs = [_experts(made, exp)] if to_distil else []
     made["runs"].setdefault(name, dict(words=words(exp), needs=needs))
     return name
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Run', 'listed', 'training_images', 'all_images', 'write_identity', 'stored_images', 'stored_experiment', 'run_folder',
-           'is_finished', 'begin', 'check_unchanged', 'same_training_images', 'reuse_distilled', 'claimed', 'in_use',
-           'stored']
+           'is_finished', 'begin', 'check_unchanged', 'same_training_images', 'distilled_in', 'reuse_distilled',
+           'claimed', 'in_use', 'stored']
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #d8b82dbf
 import glob, itertools, json, os
@@ -182,20 +182,19 @@ def same_training_images(exp:Experiment, folder, root=None) -> bool:
     "Did the run in `folder` learn from the very images that are here?"
     return not other_images(stored_images(folder), training_images(exp, root))
 
-def reuse_distilled(
-    exp:Experiment, # what is asked for
-    folder,         # its folder, claimed
-    root=None,      # where data sets are
-):
-    "Copy the distilled set of the same experiment if only its OOD sets were other images."
-    if (folder/"distilled.safetensors").exists(): return
-    base = folder.with_name(folder.name.split("-images-")[0])
-    for other in _variants(base):
-        if other == folder or not (other/"distilled.safetensors").exists(): continue
-        if not same_training_images(exp, other, root): continue
-        for name in ("log.jsonl", "dynamics.jsonl", "distilled.safetensors"):
-            if (other/name).is_file(): atomic_write(folder/name, (other/name).read_bytes())
-        return
+def distilled_in(exp:Experiment, folder, root=None) -> Path | None:
+    "The folder, that of `exp` or one beside it, that holds its distilled set."
+    beside = _variants(folder.with_name(folder.name.split("-images-")[0]))
+    for f in (folder, *(f for f in beside if f != folder)):
+        if not (f/"distilled.safetensors").exists(): continue
+        if f == folder or same_training_images(exp, f, root): return f
+
+def reuse_distilled(exp:Experiment, folder, root=None):
+    "Copy the distilled set that another folder holds, if one does, into this one, claimed."
+    there = distilled_in(exp, folder, root) or folder
+    for name in ("log.jsonl", "dynamics.jsonl", "distilled.safetensors"):
+        if there != folder and (there/name).is_file():
+            atomic_write(folder/name, (there/name).read_bytes())
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #89552fb1
 @contextmanager

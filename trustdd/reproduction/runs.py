@@ -29,8 +29,9 @@ from ..evaluation.image_scores import scores_from_logits
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import report_from_logits
 from .jobs import in_processes, processes
-from .run_store import (
-    begin, check_unchanged, claimed, is_finished, listed, reuse_distilled, Run, run_folder)
+from trustdd.reproduction.run_store import (
+    begin, check_unchanged, claimed, distilled_in, is_finished, listed, reuse_distilled, Run,
+    run_folder)
 from .sides import distill_by_sides, distill_with_state, has_sides
 from .validation import validate, validation_sets
 
@@ -163,7 +164,7 @@ def _possible(exp, folder, device, root):
     "The data set; `UserError` if it, the device, the outliers or enough images are missing."
     check_precision(exp.precision, pick_device(device))
     dataset = prepared(exp, root)
-    if exp.method != "full" and not (folder/"distilled.safetensors").exists():
+    if exp.method != "full" and not distilled_in(exp, folder, root):
         find_method(exp.method).check(exp, dataset, outlier_pool(exp, dataset, root))
     return dataset
 
@@ -203,7 +204,7 @@ def needs_experts(
     folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     _distillable(exp, folder, device, root)
     def needed(): return (not is_finished(exp, folder) and exp.method == "mtt"
-                          and not (folder/"distilled.safetensors").exists())
+                          and not distilled_in(exp, folder, root))
     return broadcast_from_rank0(needed)
 
 # %% ../../nbs/reproduction/70_runs.ipynb #9e0a616c
