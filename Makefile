@@ -70,7 +70,8 @@ test-gpu: export OMP_NUM_THREADS = 1
 test-gpu: setup ## the tests that need an NVIDIA GPU as well (without nbdev: python tools/gpu_cells.py)
 	$(BIN)/nbdev_test --flags "slow gpu" --n_workers 1
 
-tour: setup ## the whole method on digits in a minute, as a page for your browser: build/tour.html
+tour: setup ## the whole method on digits in 1 to 3 minutes, as a page for your browser: build/tour.html
+	@echo "the tour runs: 1 to 3 minutes on two cores"
 	$(BIN)/jupyter nbconvert --to html --execute --log-level=ERROR --output-dir build --output tour nbs/00_tour.ipynb
 	@echo "the tour is in build/tour.html: open it in your browser"
 

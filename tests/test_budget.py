@@ -49,7 +49,7 @@ def again_and_again(capfd, command, words, progress):
         longest, calls, err = max(longest, time.process_time() - began), calls + 1, capfd.readouterr().err
         if status == 0: return calls, longest
         line = err.splitlines()[-1]
-        assert status == 75 and calls < 100 and line.startswith("trustdd: out of time: ") and line.endswith("; the same command continues"), err
+        assert status == 75 and calls < 100 and line.startswith("trustdd: out of time: ") and line.endswith("; run the same command again to continue"), err
         assert re.search(r"\d+ of \d+ \w+ (done|trained)", line), line
         now = progress()
         assert now > before, (line, before, now)
@@ -187,7 +187,7 @@ def test_sigterm_stops_all_workers_between_two_epochs(tmp_path, request):
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=30)
     done = epochs_done(folder)
-    assert child.returncode == 75 and err.splitlines()[-1] == f"trustdd: out of time: experts digits none: {done} of 800 epochs done, {800 - done} left; the same command continues"
+    assert child.returncode == 75 and err.splitlines()[-1] == f"trustdd: out of time: experts digits none: {done} of 800 epochs done, {800 - done} left; run the same command again to continue"
     for k in range(2): FileLock(folder/f".expert{k:03d}.lock").acquire(timeout=0).lock.release() # nobody is at work any more
     assert not list(Path(tmp.name).glob("trustdd-stop-*"))
 

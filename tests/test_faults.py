@@ -464,7 +464,7 @@ def test_no_process_is_left(project, how):
     _, err = child.communicate(timeout=30)
     assert gone(child.pid), (how, of_session(child.pid))
     assert "Traceback" not in err, err
-    if how in ("SIGTERM", "SIGHUP"): assert child.returncode == 75 and "the same command continues" in err.splitlines()[-1]
+    if how in ("SIGTERM", "SIGHUP"): assert child.returncode == 75 and "run the same command again to continue" in err.splitlines()[-1]
 
 
 @linux
@@ -513,4 +513,4 @@ def test_interrupted_while_it_begins(project, loaded):
     while child.poll() is None and loaded not in Path(f"/proc/{child.pid}/maps").read_text(): time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and err == "trustdd: interrupted; the same command continues\n", err
+    assert child.returncode == 130 and err == "trustdd: interrupted; run the same command again to continue\n", err

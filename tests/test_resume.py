@@ -192,7 +192,7 @@ def test_interrupted_by_the_user(tmp_path, capfd, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr("trustdd.distillation.gradient_matching._matching_step", interrupt)
         assert main(words) == 130
-    assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; the same command continues"
+    assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; run the same command again to continue"
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", interrupt)
         assert main(words) == 130

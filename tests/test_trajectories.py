@@ -272,7 +272,7 @@ def test_interrupted_by_the_user(project, trained, capfd, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr("trustdd.distillation.buffers.expert_batches", interrupt)
         assert main(EXPERTS) == 130
-    assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; the same command continues"
+    assert capfd.readouterr().err.splitlines()[-1] == "trustdd: interrupted; run the same command again to continue"
     assert len((project/BUFFER/"expert000.jsonl").read_text().splitlines()) == 2
     assert main(EXPERTS) == 0
     assert timeless(content(project/BUFFER)) == timeless(content(trained/buffer_name(EXP)))

@@ -1,5 +1,5 @@
 """A few synthetic images and outliers that teach a network what it knows and what it does not."""
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # What you need from outside. Each name is loaded from its module when you first use it, so that
 # `import trustdd` costs next to nothing.

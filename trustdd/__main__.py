@@ -10,7 +10,7 @@ import os, signal, sys
 
 # %% ../nbs/reproduction/99_main.ipynb #4ed9f8db
 def _interrupted(*_):
-    os.write(2, b"trustdd: interrupted; the same command continues\n")
+    os.write(2, b"trustdd: interrupted; run the same command again to continue\n")
     os._exit(130)
 
 def main() -> int:

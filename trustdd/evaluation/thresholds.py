@@ -36,7 +36,8 @@ def check_accept(
     enough = max(20, math.ceil(1 / (1 - Fraction(str(accept)))))
     if n < enough:
         warnings.warn(f"held_out has {n} image{'s' * (n > 1)}, and accept = {accept} needs "
-                      f"{enough} or more: expect another acceptance on new images", stacklevel=3)
+                      f"{enough} or more: the share accepted among new images may differ",
+                      stacklevel=3)
 
 # %% ../../nbs/evaluation/62_thresholds.ipynb #aa85ad5d
 class Acceptance(NamedTuple):

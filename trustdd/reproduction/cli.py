@@ -212,10 +212,11 @@ def main(
         return status
     except BrokenPipeError: return _nobody_reads()
     except OutOfTime as e:
-        log_once(f"trustdd: out of time: {' '.join(str(e).split())}; the same command continues")
+        said = " ".join(str(e).split())
+        log_once(f"trustdd: out of time: {said}; run the same command again to continue")
         return LATE
     except KeyboardInterrupt:
-        log_once("trustdd: interrupted; the same command continues")
+        log_once("trustdd: interrupted; run the same command again to continue")
         return 130
     except Exception as e:
         if "--debug" in words: raise

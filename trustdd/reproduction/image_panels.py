@@ -177,10 +177,12 @@ def confidence_bars(
 # %% ../../nbs/reproduction/79_image_panels.ipynb #4b57f9cb
 def _bars(ax, percent, colour):
     "A bar per class; the largest is written out, inside where there is no room outside."
+    from matplotlib.colors import to_rgb
     ax.barh(range(len(percent)), percent, color=colour)
     best = int(np.argmax(percent))
     value = percent.iloc[best]
-    if value > 80: how = dict(xytext=(-2, 0), ha="right", color="white")
+    on_bar = "white" if sum(to_rgb(colour)) < 1.5 else "black"
+    if value > 80: how = dict(xytext=(-2, 0), ha="right", color=on_bar)
     else: how = dict(xytext=(2, 0), ha="left", color="black")
     ax.annotate(f"{value:.0f}%", (value, best), textcoords="offset points", va="center",
                 fontsize=7, **how)
