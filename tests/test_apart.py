@@ -3,6 +3,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from trustdd.evaluation.evaluation import evaluate
 from trustdd.evaluation.ood_sets import load_ood_sets
 from trustdd.networks.training import train
 from trustdd.reproduction.comparison import compare
+from trustdd.reproduction.items import PaperItem, publish_table, verdict
 from trustdd.reproduction.run_store import stored_images
 from test_identity import SMALL, here, run, write_images  # noqa: F401 (a fixture)
 
@@ -46,6 +48,10 @@ def test_a_suite_takes_what_is_at_hand(here, no_network):
     made = run(here, dataset="cifar10", ood=("openood",))
     assert list(made.report.ood_values) == five and list(stored_images(made.folder)["ood"]) == five
     assert "\nmissing of openood: svhn" in made.report.summary()
+    item = PaperItem("tab01", "smoke", ipc="1", out=here/"out", runs=here/"runs")
+    publish_table(item, pd.DataFrame(dict(mean=[1.0])), "A table", verdict(item, "A claim.", None, "numbers"), [made])
+    assert "; missing of openood: svhn" in (here/"out"/"tab01.md").read_text().splitlines()[0]
+    assert json.loads((here/"out"/"tab01.json").read_text())["missing_ood_sets"] == ["missing of openood: svhn"]
     nets = train(made.distilled, n_nets=1, device="cpu", progress=False)
     for how in (dict(ood="openood"), dict(suite="openood")):
         report = evaluate(nets, made.distilled, device="cpu", root=here/"data", **how)

@@ -19,7 +19,10 @@ from trustdd.data.catalog import load_dataset
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation import distribution_matching as dm, methods
 from trustdd.distillation.distillation import distill, load_checkpoint
+from trustdd.evaluation.evaluation import evaluate
 from trustdd.networks import training
+from trustdd.networks.training import train
+from trustdd.reproduction.cli import main
 from trustdd.reproduction.estimate import estimate
 from trustdd.reproduction.runs import load_or_run
 
@@ -328,6 +331,16 @@ def test_a_bar_names_the_side_that_is_distilled_and_shows_its_loss(tmp_path, cap
     assert f" loss_outliers={last['loss_outliers']:.3g}]" in found[outliers]
     assert " loss=" not in found[outliers]
     assert "3/3" in found["testing"] # the test images and two OOD sets
+
+
+def test_a_bar_counts_the_test_sets_of_evaluate(tmp_path, capfd):
+    syn = distill(Experiment(method="random", **SMALL), device="cpu", progress=False)
+    syn.save(tmp_path/"set.safetensors")
+    assert main(["evaluate", str(tmp_path/"set.safetensors"), "--device", "cpu"]) == 0
+    assert "3/3" in bars(capfd.readouterr().err)["testing"]
+    nets = train(syn, n_nets=1, device="cpu", progress=False)
+    evaluate(nets, syn, device="cpu", progress=False)
+    assert not capfd.readouterr().err
 
 
 def test_a_bar_of_both_sides_shows_both_losses(capfd):

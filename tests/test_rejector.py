@@ -296,7 +296,7 @@ def test_from_a_set_to_answers(files, shell, material, rejector):
     assert table["file"].tolist() == order
     want = rejector.predict(order, "cpu")
     assert table["class"].tolist() == want["class"].tolist()
-    assert table["confidence"].astype(float).tolist() == want["confidence"].tolist()
+    assert table["score"].astype(float).tolist() == want["score"].tolist()
     assert table["accepted"].tolist() == [str(a) for a in want["accepted"]]
     counted = want["class"].value_counts()
     assert f"{10 - counted.get('unknown', 0)} accepted" in said[0] and f"{counted.get('unknown', 0)} unknown" in said[0]
@@ -398,6 +398,6 @@ def test_a_folder_with_other_files_and_sideways_photos(files, shell, rejector):
     assert (status, errors) == (0, []) and any("1 .me" in line for line in said) and said[0].startswith("11 images")
     table = pd.read_csv("answers.csv", dtype={"class": str}).set_index("file")
     turned = load_dataset("digits").test_images[:1].rot90(1, (2, 3))
-    assert table.loc["scans/turned.png", "confidence"] == pytest.approx(rejector.predict(turned)["confidence"][0], abs=1e-6)
+    assert table.loc["scans/turned.png", "score"] == pytest.approx(rejector.predict(turned)["score"][0], abs=1e-6)
     picture = Image.open("scans/turned.png")
     assert rejector.predict(picture).equals(rejector.predict("scans/turned.png")) and picture.getexif()[0x0112] == 8

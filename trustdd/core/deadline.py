@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAPPED', 'RESERVE', 'OutOfTime', 'seconds_left', 'mark_progress', 'StepTimer', 'out_of_time',
            'install_signal_handlers', 'environment', 'time_budget', 'earlier_deadline', 'try_lock', 'acquire_lock',
-           'hold_lock', 'process_age', 'end_with_parent']
+           'hold_lock', 'duration', 'process_age', 'end_with_parent']
 
 # %% ../../nbs/core/05_deadline.ipynb #1689ca3a
 import math, multiprocessing, os, platform, signal, tempfile, threading, time
@@ -186,6 +186,20 @@ def hold_lock(lock, what): # as for `try_lock`
     acquire_lock(lock, what)
     try: yield
     finally: lock.release()
+
+# %% ../../nbs/core/05_deadline.ipynb #7d20c3a3
+def duration(
+    seconds:float,      # 0 or more
+    rough:bool=False,   # in one unit
+) -> str:
+    "Seconds in words, such as 1 h 15 min, or roughly 75 min."
+    if rough:
+        if seconds < 100: return f"{seconds:.0f} s"
+        return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours: return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 # %% ../../nbs/core/05_deadline.ipynb #0ba5ae1c
 def process_age() -> float:

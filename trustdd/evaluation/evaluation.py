@@ -151,6 +151,7 @@ def evaluate(
     logits_out=None, # a file for the logits
     normalise=None,  # uint8 images -> the networks' input; as the distilled or the data set says
     suite=None,      # another word for `ood`: usual or openood
+    progress:bool=True, # show a bar
 ) -> Report:
     "Accuracy, OOD detection, errors and calibration of `nets`. Wrong requests raise `UserError`."
     if suite and ood: raise UserError("ood and suite mean the same; give one of them")
@@ -169,7 +170,7 @@ def evaluate(
         nets, epochs = zip(*(_best_on_test(net, dataset, norm, device) for net in nets))
     origin = {k: v for k, v in syn.provenance.items() if k != "experiment"}
     logits = collect_logits(nets, dataset, images, norm, n_test, seed, device=device,
-                            ood_sources=sources, experiment=exp, select=select,
+                            progress=progress, ood_sources=sources, experiment=exp, select=select,
                             epochs=list(epochs), run=dict(distilled=origin, networks=made_by(nets)))
     if logits_out: logits.save(logits_out)
     return report_from_logits(logits)

@@ -125,13 +125,13 @@ class Rejector:
         images,         # uint8 or floats in [0, 1], (n, C, H, W); or PIL images, or files
         device="auto",  # auto, cpu, cuda …
     ):
-        "A data frame, a row an image: class or \"unknown\", confidence, accepted, likeliest class."
+        "A data frame, a row an image: class or \"unknown\", score, accepted, likeliest class."
         import pandas as pd
         z = self.logits(images, device)
-        confidence, likeliest = SCORES[self.score](z), [self.classes[i] for i in z.argmax(1)]
-        accepted = (confidence >= self.threshold).tolist()
+        score, likeliest = SCORES[self.score](z), [self.classes[i] for i in z.argmax(1)]
+        accepted = (score >= self.threshold).tolist()
         answers = [name if yes else "unknown" for name, yes in zip(likeliest, accepted)]
-        return pd.DataFrame({"class": answers, "confidence": confidence.numpy(),
+        return pd.DataFrame({"class": answers, "score": score.numpy(),
                              "accepted": accepted, "likeliest": likeliest})
 
     def acceptance(self, images, device="auto") -> Acceptance:

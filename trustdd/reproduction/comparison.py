@@ -37,7 +37,7 @@ class Entrant:
     syn:object          # the `DistilledSet`; None for all images
     exp:Experiment      # its experiment, with the recipe of training
     report:Report       # of networks trained with augmentation
-    kept:Scores         # their confidence in each image
+    kept:Scores         # their score of each image
     plain:tuple|None    # mean and deviation of the accuracy without augmentation
     reference:bool      # was it added to compare with?
     def scores(self, kind="msp"): return self.kept

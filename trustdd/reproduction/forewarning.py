@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from ..core.deadline import duration
 from ..core.experiment import Experiment
 from ..core.randomness import stream
 from ..distillation.gradient_matching import images_seen
 from ..networks.architectures import from_experiment
-from .gallery import duration
 
 # %% ../../nbs/reproduction/75_forewarning.ipynb #a4ce1998
 def _cost(exp, shape, n_classes) -> tuple:
@@ -40,7 +40,8 @@ def _amount(exp, side, dataset) -> str:
     seconds, kept = _cost(exp, (dataset.shape[0], side, side), dataset.n_classes)
     seconds *= images_seen(exp, dataset.n_classes)
     together = max(exp.batch_real, exp.ipc)
-    return f"about {duration(seconds)} on this processor and {kept * together / 1e9:.1f} GB"
+    took, size = duration(seconds, rough=True), kept * together / 1e9
+    return f"about {took} on this processor and {size:.1f} GB"
 
 def forewarning(
     exp:Experiment, # what is going to be run

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICT_WORDS', 'ABOUT', 'Entry', 'entries', 'tally', 'tally_text', 'entries_by_preset', 'page_folder', 'notebooks',
-           'recorded_seconds', 'duration', 'cost_word', 'write_gallery']
+           'recorded_seconds', 'cost_word', 'write_gallery']
 
 # %% ../../nbs/reproduction/89_gallery.ipynb #839d2b06
 import json, os, re
@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..core.checks import regular_file, UserError
+from ..core.deadline import duration
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
 from .artifacts import made_when, notebooks_folder
@@ -127,11 +128,6 @@ def recorded_seconds(
             known += 1
     return total, known
 
-def duration(seconds:float) -> str:
-    "A time as people say it."
-    if seconds < 100: return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
 def cost_word(
     entry:Entry,    # a figure or table
     stores=None,    # run stores; the project's runs/ and published/ if None
@@ -139,11 +135,12 @@ def cost_word(
     "What making it again costs, such as: 2 s from stored runs, 3.0 h from nothing."
     spent, known = recorded_seconds(entry, stores or [runs_root(), project_root()/"published"])
     drawing, runs = made_when(entry.folder, entry.name).get("seconds"), entry.facts.get("runs", [])
-    spend = "" if drawing is None else duration(drawing)
+    spend = "" if drawing is None else duration(drawing, rough=True)
     if not runs: return f"{spend or 'seconds'}, without runs"
     words = [f"{spend} from stored runs"] if spend else []
     least = "at least " * (known < len(runs))
-    if known: words.append(f"{least}{duration(spent + (drawing or 0))} from nothing")
+    whole = duration(spent + (drawing or 0), rough=True)
+    if known: words.append(f"{least}{whole} from nothing")
     return ", ".join(words) or "a time that was not recorded"
 
 # %% ../../nbs/reproduction/89_gallery.ipynb #c0cb673c

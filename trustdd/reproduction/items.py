@@ -217,10 +217,12 @@ def _facts(item, frame, runs, v, extra):
     seeds = ("seed " if len(meta["seeds"]) == 1 else "seeds ") + ", ".join(map(str, meta["seeds"]))
     nets = sorted({len(r.report.accuracy) for r in runs})
     each = " to ".join(map(str, sorted({nets[0], nets[-1]})))
+    if lost := sorted({r.report.sources.get("missing", "") for r in runs} - {""}):
+        meta["missing_ood_sets"] = lost
     means = _MEANS * any(":mean:" in str(q) for q in frame.get("quantity", ()))
     usual = [usual_note(r.exp.dataset, to_dict(r.exp), r.report.ood_values) for r in runs]
     means += f"; {max(usual, key=len)}" * any(map(bool, usual))
-    return meta, f"{line}, {seeds}; {each} networks per seed{means}"
+    return meta, f"{line}, {seeds}; {'; '.join([f'{each} networks per seed', *lost])}{means}"
 
 # %% ../../nbs/reproduction/80_items.ipynb #e10ba9e4
 def _short(item, runs, meta, **texts):

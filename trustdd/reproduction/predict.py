@@ -145,7 +145,7 @@ def _readable(
     return torch.cat(good) if good else None, problems
 
 # %% ../../nbs/reproduction/97_predict.ipynb #5eea8f16
-_COLUMNS = ["file", "class", "confidence", "accepted", "likeliest", "problem"]
+_COLUMNS = ["file", "class", "score", "accepted", "likeliest", "problem"]
 
 def _answers(
     model:Rejector,
@@ -217,4 +217,4 @@ class Predict:
 def _lines(answers) -> str:
     "A line for each answer."
     rows = answers.dropna(subset="class").to_dict("records")
-    return "".join(f"{r['file']}  {r['class']}  {r['confidence']:.3f}\n" for r in rows)
+    return "".join(f"{r['file']}  {r['class']}  {r['score']:.3f}\n" for r in rows)

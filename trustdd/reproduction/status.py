@@ -9,11 +9,12 @@ __all__ = ['State', 'status_of', 'forecast', 'as_text', 'as_markdown']
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.deadline import duration
 from ..core.storage import project_root
 from ..data.identity import listed_once
 from .artifacts import made_when, outputs_of, stamp_of, up_to_date
 from .atlas import requested
-from .gallery import duration, Entry, entries, recorded_seconds
+from .gallery import Entry, entries, recorded_seconds
 
 # %% ../../nbs/reproduction/90_status.ipynb #14baaeb6
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class State:
     def words(self) -> list:
         "Its columns in a table."
         seconds = self.made.get("seconds")
-        spent = "" if seconds is None else duration(seconds)
+        spent = "" if seconds is None else duration(seconds, rough=True)
         return [self.name, self.state, self.made.get("day", ""), self.made.get("commit", ""), spent]
 
 # %% ../../nbs/reproduction/90_status.ipynb #bfdb3755
@@ -70,7 +71,7 @@ def forecast(
     seconds, known = _lacking_seconds(Path(out or project_root()/"figures"/preset), lacking)
     text += f", and {len(lacking)} run{'s' * (len(lacking) != 1)} first"
     if not known: return text
-    return f"{text} ({known} of them took {duration(seconds)} where they were recorded)"
+    return f"{text} ({known} of them took {duration(seconds, rough=True)} where they were recorded)"
 
 # %% ../../nbs/reproduction/90_status.ipynb #28ca61af
 _COLUMNS = ["", "state", "made", "commit", "took"]
