@@ -185,7 +185,7 @@ def _claimed(claimed):
     except UserError: found = ()
     if len(found) not in (1, 2) or not 1 < found[0] <= 100 or min(found) < 0:
         raise UserError(f"claimed = {text} must be an accuracy in percent, such as 65.4, or with "
-                        "its spread over networks, such as 65.4,0.7")
+                        "its spread over networks, such as 65.4 ± 0.5")
     return found
 
 def claim_of(

@@ -43,7 +43,7 @@ class Import(Command):
     soft:str|None=None                  # softmax or argmax, of label rows that are no probabilities
     outliers_file:str|None=None         # outliers, if they are in a file of their own
     outliers:str|None=None              # oe or poe, what the outliers are; none leaves them out
-    claimed:tuple[str, ...]|None=None   # accuracy its authors claim, 65.4 or 65.4,0.7; the file's
+    claimed:tuple[str, ...]|None=None   # accuracy claimed, 65.4 or "65.4 ± 0.5"; what the file says
     preset:str="paper"                  # of the recipe that networks are trained by
     seed:int=0                          # of the experiment that the set is said to be of
 
