@@ -46,6 +46,16 @@ def content(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
+def odd_json(text):
+    "What is odd → an object of JSON, as that of the text but for that; nobody writes it by accident, and Python reads most of it."
+    def before(more): return "{" + more + ", " + text.lstrip()[1:]
+    def nested(n): return "[" * n + "]" * n
+    key = next(iter(json.loads(text)))
+    return {"a thousand lists": nested(1000), "a list without end": "[" * 100_000, "a thousand objects": '{"a": ' * 1000 + "1" + "}" * 1000,
+            "a deep value": before(f'"more": {nested(1000)}'), "a less deep one": before(f'"more": {nested(400)}'),
+            "NaN": before('"more": [NaN]'), "Infinity": before('"more": -Infinity'), "1e999": before('"more": 1e999'), "a key twice": before(f'"{key}": 7')}
+
+
 @pytest.fixture
 def one_commit(monkeypatch):
     "What a file says about its making stays the same if somebody commits during the tests; on one thread."

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save as tensor_bytes
 
-from conftest import content, one_thread
+from conftest import content, odd_json, one_thread
 from trustdd.reproduction.cli import main
 from trustdd.reproduction.run_store import write_identity
 from trustdd.core.experiment import Experiment, run_name, to_dict
 from trustdd.core.checks import UserError
-from trustdd.core.storage import read_safetensors
+from trustdd.core.storage import read_safetensors, write_safetensors
 from trustdd.data.catalog import load_dataset
 from trustdd.data.dataset import from_tensors
 from trustdd.data.distilled_set import DistilledSet
@@ -305,7 +305,9 @@ def damaged(syn, how):
         made[how] = tensor_bytes(tensors, {k: v.replace('"format": 1', '"format": 9') for k, v in meta.items()})
     if how == "a pickle": torch.save(dict(images=syn.images), folder/"pickle"); made[how] = (folder/"pickle").read_bytes()
     if how == "NaN": replace(syn, images=syn.images * float("nan")).save(folder/"nan"); made[how] = (folder/"nan").read_bytes()
-    moments = {"std of 0": dict(std=(0.,)), "std below 0": dict(std=(-0.4,)), "std NaN": dict(std=(float("nan"),)),
+    moments = {"std of 0": dict(std=(0.,)), "std below 0": dict(std=(-0.4,)), "std NaN": dict(std=(float("nan"),)), "std infinite": dict(std=(float("inf"),)),
+               "std of 1e308": dict(std=(1e308,)), "std of 1e-308": dict(std=(1e-308,)), "std a text": dict(std=("0.5",)), "std null": dict(std=(None,)),
+               "mean NaN": dict(mean=(float("nan"),)), "mean infinite": dict(mean=(float("-inf"),)), "mean below 0": dict(mean=(-0.1,)),
                "std of 0 to 255": dict(std=tuple(255 * v for v in syn.std)), "mean of 0 to 255": dict(mean=tuple(255 * v for v in syn.mean))}
     if how in moments: replace(syn, **moments[how]).save(folder/"odd"); made[how] = (folder/"odd").read_bytes()
     if how == "strange labels": replace(syn, labels=syn.labels + 5).save(folder/"odd"); made[how] = (folder/"odd").read_bytes()
@@ -316,7 +318,9 @@ def damaged(syn, how):
 
 BROKEN = {"cut short": "cut short", "cut in the head": "cut short", "empty": "cut short", "a text": "not a safetensors file", "a pickle": "not a safetensors file",
           "another format": "format version 9; this version reads 1", "foreign": "not a distilled set", "hollow": "lacks classes, mean, std, provenance", "a list": "not a distilled set",
-          "std of 0": "std = [0.0] must be above 0", "std below 0": "std = [-0.4] must be above 0", "std NaN": "std = [nan] must be a list of finite numbers",
+          "std of 0": "std = [0.0] must be above 0", "std below 0": "std = [-0.4] must be above 0", "std NaN": "NaN is not a finite number", "std infinite": "Infinity is not a finite number",
+          "std of 1e308": "must be of colours in [0, 1]", "std of 1e-308": "must be above 0", "std a text": "must be a list of finite numbers", "std null": "must be a list of finite numbers",
+          "mean NaN": "NaN is not a finite number", "mean infinite": "-Infinity is not a finite number", "mean below 0": "must be of colours in [0, 1]",
           "std of 0 to 255": "must be of colours in [0, 1]", "mean of 0 to 255": "must be of colours in [0, 1]",
           "NaN": "not finite", "strange labels": "labels outside its 10 classes", "no labels": "fitting shapes"}
 
@@ -347,6 +351,42 @@ def test_run_folder_of_another_configuration(refused):
         (folder/"config.json").write_text(text)
         line = refused("distill", *SMALL)
         assert said in line and "config.json" in line
+
+
+def test_odd_json_is_one_line(refused, project, capfd):
+    "Nested a thousand deep, NaN, a number beyond all, a key twice: in every JSON of a run, a set, a rejector and a figure."
+    words = ["run", "--dataset", "digits", "--outliers", "poe", "--ood", "gaussian", *SMALL]
+    assert main(words) == 0
+    folder = next((project/"runs").rglob("report.json")).parent
+    assert main(["reject", str(folder), "--out", "model.safetensors", "--device", "cpu", "--epochs", "1"]) == 0
+    picture(project/"one.png")
+    for name in ("fig02.csv", "fig02.json", "fig02.png"): shutil.copy(Path(__file__).parent.parent/"figures"/"quick"/name, project)
+    doors = {folder/"config.json": [words], folder/"images.json": [words], folder/"report.json": [words], folder/"distilled.safetensors": [["evaluate", folder/"distilled.safetensors"], ["show", folder]],
+             project/"model.safetensors": [["predict", "model.safetensors", "one.png"]], project/"fig02.json": [["explain", "fig02.csv", "0", "left"], ["gallery", "--figures", "."]]}
+    for path, commands in doors.items():
+        whole = path.read_bytes()
+        tensors, meta = read_safetensors(path) if path.suffix == ".safetensors" else (None, {"": whole.decode()})
+        (key, text), = meta.items()
+        bare = {k: v for k, v in json.loads(text).items() if k not in ("checksum", "digest")}
+        for what, odd in odd_json(json.dumps(bare)).items():
+            if tensors: write_safetensors(path, tensors, {key: odd})
+            else: path.write_text(odd)
+            for command in commands: assert path.name in refused(*command), what
+            if path.name in ("config.json", "report.json"):
+                assert main(["list"]) == 0 and capfd.readouterr().out.splitlines()[1].startswith("damaged"), what
+        path.write_bytes(whole)
+    assert main(words) == 0
+
+
+def test_odd_json_in_the_cache_is_made_again(project):
+    "What images are known by is kept beside the decoded ones."
+    from trustdd.data.identity import dataset_identity
+    mine = tree(project/"mine")
+    right = dataset_identity(str(mine))
+    cached, = (project/"data"/".cache").glob("*.json")
+    for odd in odd_json(cached.read_text()).values():
+        cached.write_text(odd)
+        assert dataset_identity(str(mine)) == right and "more" not in json.loads(cached.read_text())
 
 
 def test_distilled_set_of_another_run(refused, finished):

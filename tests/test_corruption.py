@@ -1,13 +1,14 @@
 "One flipped bit, anywhere in what a run keeps, gives an error or the right result: never another result."
-import random, shutil
+import json, random, shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
-from conftest import content, one_thread
+from conftest import content, odd_json, one_thread
 from trustdd.core.checks import UserError
 from trustdd.core.deadline import OutOfTime
 from trustdd.core.experiment import Experiment, run_name
@@ -21,6 +22,7 @@ from trustdd.distillation.trajectories import expert_file, TrajectoryWriter
 from trustdd.evaluation.image_scores import Scores
 from trustdd.evaluation.logits import Logits
 from trustdd.evaluation.report import Report
+from trustdd.networks.training_checkpoints import _read as read_network
 from trustdd.reproduction.cli import main
 from trustdd.reproduction.run_store import is_finished
 from trustdd.reproduction.runs import load_or_run
@@ -90,7 +92,7 @@ def readers(runs):
         folder = runs/run_name(exp)
         for path in folder.rglob("*"):
             kinds = {"report.json": Report.load, "logits.safetensors": Logits.load, "scores.safetensors": Scores.load, "log.jsonl": read_lines,
-                     "distilled.safetensors": DistilledSet.load, "dynamics.jsonl": read_lines, "network000.safetensors": read_safetensors,
+                     "distilled.safetensors": DistilledSet.load, "dynamics.jsonl": read_lines, "network000.safetensors": read_network,
                      "checkpoint.safetensors": lambda p, exp=exp: load_checkpoint(p, exp, "cpu"),
                      "config.json": lambda p, exp=exp: is_finished(exp, p.parent)}
             if path.name in kinds: found[path] = lambda p=path, read=kinds[path.name]: read(p)
@@ -120,9 +122,25 @@ def outcome(read, right):
     return "right" if got == right or got == [] else f"WRONG: {got}"
 
 
-def test_random_flips_of_all_that_is_stored(store):
+def test_a_flip_in_the_name_of_a_checksum(store):
+    "Under another name it was none, and what was left was read as of version 0.1."
+    found = {path: read for path, read in readers(store).items() if b'"checksum"' in path.read_bytes() and path.stem != "expert001"}
+    assert {path.suffix for path in found} == {".json", ".jsonl", ".safetensors"}
+    for path, read in found.items():
+        right, kept = parts(read()), {p: p.read_bytes() for p in path.parent.glob(f"{path.stem}.*")}
+        for i in range(8):
+            whole = bytearray(path.read_bytes())
+            whole[whole.rindex(b'"checksum"') + 1 + i] ^= 8
+            path.write_bytes(whole)
+            got = outcome(read, right)
+            for p, bytes_ in kept.items(): p.write_bytes(bytes_)
+            assert got == ("right" if path.stem == "buffer" else "refused"), (path, i, got)
+
+
+@pytest.mark.parametrize("seed", [0, 141, 2026])
+def test_random_flips_of_all_that_is_stored(store, seed):
     "More than 200 flips, of each kind of file some; each is refused in one line that names the file, or changes nothing."
-    found, draw, seen, before = readers(store), random.Random(0), [], content(store)
+    found, draw, seen, before = readers(store), random.Random(seed), [], content(store)
     assert len(found) >= 25 and {p.name for p in found} >= {"network000.safetensors", "checkpoint.safetensors", "side.safetensors", "expert001.part", "dynamics.jsonl"}
     files = list(found)*7 + draw.choices(list(found), k=100)
     for path in files:
@@ -135,6 +153,37 @@ def test_random_flips_of_all_that_is_stored(store):
         assert got in ("refused", "right"), (path, bit, got)
     assert len(seen) >= 200 and seen.count("refused") > 0.7 * len(seen), seen.count("refused")
     assert {k: v for k, v in content(store).items() if ".lock" not in k} == {k: v for k, v in before.items() if ".lock" not in k}
+
+
+def odd_versions(path):
+    "What is odd → the file with that in its JSON, and checksums that fit."
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+        meta.pop("checksum", None)
+        (key, text), = ((k, v) for k, v in meta.items() if v.startswith("{"))
+        for what, odd in odd_json(text).items():
+            write_safetensors(path, tensors, meta | {key: odd})
+            yield what
+    elif path.suffix in (".json", ".jsonl"):
+        first, *others = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        bare = {k: v for k, v in json.loads(first).items() if k != "checksum"}
+        for what, odd in odd_json(json.dumps(bare)).items():
+            path.write_text("".join(line + "\n" for line in (odd, *others)))
+            yield what
+
+
+def test_odd_json_in_all_that_is_stored(store):
+    "Deep nesting ended in a RecursionError; NaN was a number, and of a key that is there twice the last value counted."
+    seen = set()
+    for path, read in readers(store).items():
+        right, kept = parts(read()), {p: p.read_bytes() for p in path.parent.glob(f"{path.stem}.*")}
+        for what in odd_versions(path):
+            got = outcome(read, right)
+            for p, whole in kept.items(): p.write_bytes(whole)
+            under_way = path.stem in ("expert001", "buffer") # their rows are made again, or not listed
+            assert got == ("right" if under_way else "refused"), (path, what, got)
+            seen.add((path.name, what))
+    assert len({name for name, _ in seen}) >= 12 and len({what for _, what in seen}) == 9
 
 
 @pytest.mark.parametrize("exp, name", [(DISTILLING, "checkpoint.safetensors"), (TRAINING, "network000.safetensors"), (TRAINING, "distilled.safetensors"), (TRAINING, "log.jsonl")])
@@ -197,8 +246,6 @@ def test_decoded_images_and_whitening_maps_are_made_again(project):
 
 def test_files_of_version_0_1_are_read(store, tmp_path):
     "Without a checksum a file is read as it is."
-    import json
-    from safetensors import safe_open
     from safetensors.torch import save
     folder = store/run_name(DSA)
     for name in ("distilled.safetensors", "logits.safetensors", "scores.safetensors"):

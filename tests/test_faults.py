@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 from conftest import content
 
+from test_bad_input import notebook
 from trustdd.core.checks import UserError
 from trustdd.core.storage import atomic_write
 from trustdd.data.distilled_set import DistilledSet
 from trustdd.reproduction.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"tools"))
+import kills
 SMALL = "--dataset digits --preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --n-test 20 --ood gaussian --device cpu".split()
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -184,6 +187,32 @@ def test_locales_without_the_sign(project, locale):
     (project/"settings.ini").write_text("[DEFAULT]\nlib_name = trustdd\n# ±\n", encoding="utf-8")
     child = start("run", "--dataset", "nowhere±", "--runs", "runs", cwd=project, env={**ENV, **LOCALES[locale]})
     assert child.wait(timeout=100) == 2 and child.stderr.read().startswith("trustdd: ")
+
+
+SIGNS = """import pandas as pd
+from trustdd.reproduction.tables import save_table
+about = dict(dataset="digits", preset=preset, seeds=[0], n_nets=1, device="cpu")
+frame = pd.DataFrame([dict(cell="36.4 ± 0.8 · ä")])
+save_table(frame, out, "tab01", about, "A caption · ±", claim="λ ≥ 0", verdict="The claim held: 36.4 ± 0.8 · ä")
+print("±")"""
+
+
+def test_figures_and_their_page_in_a_locale_without_the_sign(project, capfd):
+    "paper failed in the end, and the page said Â·. Every file is what it is elsewhere; only the terminal gets another sign."
+    paper = project/"nbs"/"paper"
+    paper.mkdir(parents=True)
+    shutil.copy(ROOT/"nbs"/"paper"/"fig03_corruptions.ipynb", paper)
+    notebook(paper/"tab01_signs.ipynb", SIGNS)
+    words = ["paper", "--preset", "smoke", "--out"]
+    child = start(*words, "figures/ascii", cwd=project, env={**ENV, **LOCALES["ASCII"]}, errors="strict")
+    out, err = child.communicate(timeout=400)
+    assert child.returncode == 0 and "2 of 2 made" in out and "36.4 ? 0.8 ? ?" in out and "Traceback" not in err, (out, err)
+    assert main([*words, "figures/usual"]) == 0 and "36.4 ± 0.8 · ä" in capfd.readouterr().out
+    made, usual = content(project/"figures"/"ascii"), content(project/"figures"/"usual")
+    plain = {name for name in usual if name.endswith((".csv", ".md", ".tex", ".json", ".png", ".pdf"))} # the page says where they are
+    assert len(plain) >= 8 and set(made) == set(usual) and {n: made[n] for n in plain} == {n: usual[n] for n in plain}
+    for name in ("tab01.csv", "tab01.md", "tab01.json", "notebooks/tab01.ipynb", "index.html"): assert "36.4 ± 0.8 · ä" in made[name].decode("utf-8"), name
+    assert "Figure 3 · Pseudo-outliers" in made["index.html"].decode("utf-8") and b'<meta charset="utf-8">' in made["index.html"]
 
 
 def test_closed_streams_and_readers_who_left(made, project):
@@ -465,6 +494,33 @@ def test_no_process_is_left(project, how):
     assert gone(child.pid), (how, of_session(child.pid))
     assert "Traceback" not in err, err
     if how in ("SIGTERM", "SIGHUP"): assert child.returncode == 75 and "run the same command again to continue" in err.splitlines()[-1]
+
+
+@linux
+def test_figures_after_the_command_was_killed(project):
+    "SIGKILL to the command alone, while a notebook runs and while its workers compute: kernels and workers end, and the same command makes the same."
+    paper = project/"nbs"/"paper"
+    paper.mkdir(parents=True)
+    for notebook in ("fig02_msp_distributions", "fig03_corruptions"): shutil.copy(ROOT/"nbs"/"paper"/f"{notebook}.ipynb", paper)
+    words = [*"paper --preset smoke --only fig02,fig03 --workers 2 --epochs 5 --n-nets 1 --no-page --out figures --runs".split()]
+    def begin(store): return start(*words, store, cwd=project, env={**ENV, kills.MARK: str(project)})
+    def finish(store):
+        child = begin(store)
+        out, err = child.communicate(timeout=400)
+        assert child.returncode == 0 and "2 of 2 made" in out, (out, err)
+        made = {p.name: p.read_bytes() for p in (project/"figures").glob("*.csv")}
+        assert set(made) == {"fig02.csv", "fig03.csv"}
+        shutil.rmtree(project/"figures")
+        return made
+    straight = finish("straight")
+    for place in ("figures/**/kernel.json", "killed/**/config.json"):
+        child, ends = begin("killed"), time.monotonic() + 300
+        while not list(project.glob(place)) or len(kills.members(project)) < 3: assert time.monotonic() < ends and child.poll() is None; time.sleep(0.05)
+        child.kill()
+        child.communicate(timeout=30)
+        assert not kills.left_after(project), place
+        assert not (project/"figures"/"fig02.csv").exists()
+    assert finish("killed") == straight
 
 
 @linux

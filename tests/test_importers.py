@@ -218,6 +218,12 @@ def test_contradictions_are_refused(made, project, refused):
                         ("--mean 77.7 --std 95.6", "divide them by 255"), ("--classes 11", "classes = 11"), ("--shape 1,28,28", "shape"),
                         ("--claimed 0.26", "percent"), ("--index 2", "0 to 1"), ("--soft softmax", "one number")):
         assert said in refused("import", dc, "--dataset", "digits", *words.split()), words
+    for mean, std, said in (("0.5", "inf", "must be finite number"), ("0.5", "nan", "must be finite number"), ("0.5", "0", "above 0"), ("0.5", "-0.5", "above 0"), ("0.5", "1e-308", "above 0"),
+                            ("0.5", "1e308", "colours in [0, 1]"), ("nan", "0.5", "must be finite number"), ("-inf", "0.5", "must be finite number"), ("-0.1", "0.5", "colours in [0, 1]")):
+        for absent in ([], ["--classes", "10", "--shape", "1,8,8"]):
+            assert said in refused("import", dc, "--dataset", "digits" if not absent else "organs", f"--mean={mean}", f"--std={std}", *absent, *FLAGS), (mean, std)
+        inside = as_dc(made, "res_DC_digits_ConvNet_2ipc_odd.pt", mean=[float(mean)], std=[float(std)])
+        assert said in refused("import", inside, "--dataset", "digits", *FLAGS), (mean, std)
     np.savez("colours.npz", images=made[0].numpy(), labels=made[2].numpy())
     assert "not whitened" in refused("import", "colours.npz", "--dataset", "digits", "--recipe", "mtt", "--zca")
 

@@ -243,6 +243,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(rejector, tmp_path):
 
 @pytest.mark.parametrize("changes", [
     dict(threshold=float("nan")), dict(threshold="0.5"), dict(std=[0.0]), dict(mean=[0.1, 0.2]), dict(shape=[1, 8]),
+    *(dict(std=[v]) for v in (float("inf"), float("nan"), 1e308, 1e-308, -0.5, 95.6, True, None)), *(dict(mean=[v]) for v in (float("nan"), float("-inf"), -0.1, 77.7)),
     dict(shape=[1, 8, 9]), dict(shape=[1, -8, -8]), dict(classes=["a"]), dict(classes=["a"] * 9), dict(classes=7),
     dict(networks=[]), dict(networks=[None, None]), dict(networks=["convnet"] * 2), dict(score="odin"), dict(score=None),
     dict(accept=2.0), dict(test=[9, 3]), dict(test=[1]), dict(test=[0, 0]), dict(format="trustdd-rejector-2"),

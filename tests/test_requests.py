@@ -23,6 +23,7 @@ from trustdd.evaluation.report import Report
 from trustdd.networks.compute import compile_problem
 from trustdd.reproduction.atlas import make_items
 from trustdd.reproduction.cli import main
+from trustdd.reproduction.execution import execute
 from trustdd.reproduction.items import PaperItem
 from trustdd.reproduction.plan import plan
 from trustdd.reproduction.runs import load_or_run
@@ -284,7 +285,24 @@ def test_every_item_takes_other_fields(project):
     with pytest.raises(UserError, match="colour"): PaperItem("fig02", settings=dict(colour="red"))
 
 
-# --- the interpreter of notebooks
+# --- notebooks
+
+def flagged(folder, flags=("#| data", "#| gpu")):
+    "The chapters with cells that the tests leave out, and that Run All does not."
+    sources = {p: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in sorted(folder.glob("*.ipynb"))}
+    return [p for p, cells in sources.items() if any("".join(c["source"]).startswith(flags) for c in cells)]
+
+
+@pytest.mark.parametrize("chapter", flagged(ROOT/"nbs"/"data"), ids=lambda p: p.stem)
+def test_run_all_where_there_is_neither_a_data_set_nor_a_gpu(project, monkeypatch, chapter):
+    "The chapter on data stopped without CIFAR-10, the one on augmentation without a GPU."
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    for name, value in dict(CUDA_VISIBLE_DEVICES="", **nowhere).items(): monkeypatch.setenv(name, value)
+    execute(chapter, project/chapter.name, {})
+    cells = json.loads((project/chapter.name).read_text(encoding="utf-8"))["cells"]
+    assert all(c["execution_count"] for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip())
+    assert not (project/"data"/"cifar10").exists()
+
 
 def test_notebooks_run_with_this_interpreter(project, monkeypatch):
     "A kernel called python3 elsewhere on JUPYTER_PATH ran them, with whatever was installed there."

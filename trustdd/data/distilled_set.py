@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.checks import UserError
+from ..core.checks import from_json, UserError
 from ..core.experiment import Experiment, from_dict, MAIN
 from ..core.randomness import stream
 from ..core.storage import read_safetensors, write_safetensors
 from .augment import augment, draw
 from .cards import card_of, export_as
 from .catalog import prepared
+from .pixels import statistics_flaw
 
 # %% ../../nbs/data/26_distilled_set.ipynb #89dd0774
 @dataclass(frozen=True, eq=False)
@@ -182,8 +183,8 @@ _SAID = ("classes", "mean", "std", "provenance")
 
 def _description(meta, path) -> dict:
     "What a file says of itself, or `UserError`."
-    try: meta = json.loads(meta["trustdd"])
-    except (KeyError, TypeError, ValueError, RecursionError): meta = None
+    try: meta = from_json(meta.get("trustdd", "null"))
+    except ValueError as e: raise UserError(f"{path} cannot be used: {e}") from None
     if not isinstance(meta, dict) or "format" not in meta:
         raise UserError(f"{path} is a safetensors file, but not a distilled set of TrustDD")
     if meta["format"] != _FORMAT: raise UserError(
@@ -198,15 +199,9 @@ def _description(meta, path) -> dict:
 # %% ../../nbs/data/26_distilled_set.ipynb #87fea34a
 def _flaw(classes, mean, std, provenance) -> str:
     "What is wrong with what a file says of itself, in words; empty if nothing is."
-    def a_list(values, kinds):
-        return isinstance(values, list) and all(type(v) in kinds for v in values)
-    if not a_list(classes, [str]): return "its classes must be a list of names"
-    for name, values in (("mean", mean), ("std", std)):
-        if not a_list(values, [int, float]) or not all(abs(v) < 1e30 for v in values):
-            return f"its {name} = {str(values)[:60]} must be a list of finite numbers"
-    if min(std, default=1) <= 0: return f"its std = {std} must be above 0"
-    if min(mean, default=0) < 0 or max(*mean, *std, 0, 0) > 1:
-        return f"its mean = {mean} and std = {std} must be of colours in [0, 1], not in [0, 255]"
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        return "its classes must be a list of names"
+    if flaw := statistics_flaw(mean, std): return f"its {flaw}"
     exp = provenance.get("experiment") if isinstance(provenance, dict) else None
     if isinstance(exp, dict) and "dataset" in exp: return ""
     return "it does not say which experiment made it (an experiment in its provenance)"

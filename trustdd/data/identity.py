@@ -10,7 +10,7 @@ __all__ = ['listed_once', 'identity_of', 'dataset_identity', 'outside_identity',
 import json
 from contextlib import contextmanager
 
-from ..core.checks import regular_file, UserError
+from ..core.checks import read_json, UserError
 from ..core.storage import atomic_write, cache_file
 from .availability import have
 from trustdd.data.catalog import (
@@ -47,7 +47,7 @@ def _on_disk(name, folder, asked, make):
     "The same, kept beside the decoded images."
     path = cache_file(folder, f"identity {asked}").with_suffix(".json")
     stamp = f"{image_stamp(name, folder)} rules {RULES}"
-    try: kept = dict(json.loads(regular_file(path).read_text()))
+    try: kept = dict(read_json(path))
     except (OSError, ValueError, TypeError): kept = {}
     if kept.get("stamp") == stamp and kept.get("value"): return kept["value"]
     value = make()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..core.checks import UserError
+from ..core.checks import from_json, UserError
 from ..core.storage import cache_file, read_safetensors, write_safetensors
 
 # %% ../../nbs/data/13_readers.ipynb #dca210e8
@@ -121,7 +121,7 @@ def _read_cache(path, stamp):
     if meta["stamp"] != stamp: raise ValueError("made from other files")
     images, labels = tensors["images"].clone(), tensors["labels"].clone()
     if zlib.crc32(images.numpy()) != int(meta["crc32"]): raise ValueError("damaged")
-    return Split(images, labels, tuple(json.loads(meta["classes"])))
+    return Split(images, labels, tuple(from_json(meta["classes"])))
 
 # %% ../../nbs/data/13_readers.ipynb #cc39f510
 def cached_split(

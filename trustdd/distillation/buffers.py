@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
-from ..core.checks import regular_file, UserError
+from ..core.checks import read_json, UserError
 from ..core.deadline import acquire_lock, mark_progress, out_of_time, StepTimer
 from ..core.distributed import is_main_process, stop_together
 from ..core.experiment import data_name, Experiment, to_dict
@@ -229,7 +229,7 @@ def stored_buffers(
     "Each buffer in the store: folder, data set, outliers, experts done and begun, epochs, bytes."
     rows = []
     for config in sorted(Path(runs).glob("buffers/*/*/buffer.json")):
-        try: said = dict(unseal(json.loads(regular_file(config).read_text("utf-8")))["fields"])
+        try: said = dict(unseal(read_json(config))["fields"])
         except (OSError, ValueError, KeyError, TypeError): said = {}
         finished = list(config.parent.glob("expert*.safetensors"))
         begun = list(config.parent.glob("expert*.part"))

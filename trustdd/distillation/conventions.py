@@ -17,6 +17,7 @@ import torch
 
 from ..core.checks import check_choice, UserError
 from ..data.names import DOWNLOADS, IMAGENET_SUBSETS, plain_name
+from ..data.pixels import statistics_flaw
 
 # %% ../../nbs/distillation/48_conventions.ipynb #360410ee
 _OTHERS = ("kmnist", "emnist", "qmnist", "stl10") # whose images could be taken for another set's
@@ -118,12 +119,8 @@ def check_statistics(
     if (mean is None) != (std is None):
         raise UserError(f"mean = {mean}, std = {std}: give both or none")
     if mean is None: return
-    m, s = finite_numbers("mean", mean), finite_numbers("std", std)
-    if max(*m, *s) > 1:
-        raise UserError(f"mean = {mean}, std = {std} are on a scale of 255; needed are those of "
-                        "pixels in [0, 1]: divide them by 255")
-    if min(m) < 0 or min(s) <= 0:
-        raise UserError(f"mean = {mean}, std = {std} must be from 0 to 1, std above 0")
+    flaw = statistics_flaw(finite_numbers("mean", mean), finite_numbers("std", std))
+    if flaw: raise UserError(flaw)
 
 def kept_statistics(mean, std, kept):
     "(mean, std) as given, or as a file holds them: `kept`, a pair or None."

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import trustdd
-from ..core.checks import UserError
+from ..core.checks import from_json, UserError
 from ..core.deadline import out_of_time, OutOfTime, StepTimer
 from ..core.distributed import (
     broadcast_from_rank0, is_main_process, main_process_first, require_same, world_size)
@@ -77,7 +77,7 @@ def load_checkpoint(
     kind = find_method(exp.method).state
     try:
         tensors, meta = read_safetensors(path)
-        meta = json.loads(meta["checkpoint"])
+        meta = from_json(meta["checkpoint"])
         stored, threads = meta["experiment"], meta["threads"]
         meta["losses"] = [tuple(pair) for pair in meta["losses"]]
         parts = {f.name: meta.get(f.name) for f in fields(kind)}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..core.checks import regular_file, UserError
+from ..core.checks import from_json, regular_file, UserError
 from ..core.storage import atomic_write, seal, unseal
 
 # %% ../../nbs/distillation/41_trajectories.ipynb #bbf553bd
@@ -68,7 +68,7 @@ def _whole_rows(path, log, head, size) -> int:
         with open(regular_file(path), "rb") as f:
             if f.read(len(head)) != head: lines = []
             for line in lines:
-                if unseal(json.loads(line))["crc32"] != zlib.crc32(_row(f, head, size, good)): break
+                if unseal(from_json(line))["crc32"] != zlib.crc32(_row(f, head, size, good)): break
                 good += 1
     except (OSError, ValueError, KeyError, TypeError): pass
     if good: os.truncate(path, len(head) + 4 * size * good)
@@ -129,7 +129,7 @@ class Trajectory:
         self.file, self.lines = expert_file(folder, k), expert_file(folder, k, "jsonl")
         try:
             with safe_open(self.file, "pt") as f:
-                said = json.loads(f.metadata()["expert"])
+                said = from_json(f.metadata()["expert"])
                 rows, _ = f.get_slice("snapshots").get_shape()
             same = said["fields"] == about["fields"] and said["expert"] == k and rows == epochs + 1
             self.checksums = [line["crc32"] for line in self._read_log()]
@@ -142,7 +142,7 @@ class Trajectory:
 
     def _read_log(self):
         lines = regular_file(self.lines).read_text(encoding="utf-8").splitlines()
-        return [unseal(json.loads(line)) for line in lines]
+        return [unseal(from_json(line)) for line in lines]
 
     def snapshot(self,
         epoch:int,  # 0: before training

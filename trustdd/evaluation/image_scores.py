@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core.checks import check_choice, UserError
+from ..core.checks import check_choice, from_json, UserError
 from ..core.storage import read_safetensors, write_safetensors
 from .logits import Logits
 from .scores import ood_metrics, SCORES
@@ -77,7 +77,7 @@ def _read_scores(path):
     "The fields of `Scores` from a file; raises `UserError` if it is something else."
     try:
         tensors, meta = read_safetensors(path)
-        meta, tensors = json.loads(meta["trustdd"]), {k: v.numpy() for k, v in tensors.items()}
+        meta, tensors = from_json(meta["trustdd"]), {k: v.numpy() for k, v in tensors.items()}
         if meta["format"] != "trustdd-scores-1": raise KeyError(meta["format"])
         ood = [k for k in meta["images"] if k != "in"]
         right = np.unpackbits(tensors["right"], axis=1, count=meta["n_in"]).astype(bool)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
-from ..core.checks import UserError
+from ..core.checks import from_json, UserError
 from ..core.distributed import all_gather, is_main_process, shard
 from ..core.randomness import balanced_draw, pick_device, to_device
 from ..core.storage import read_safetensors, write_safetensors
@@ -64,7 +64,7 @@ def _read_logits(path):
     "The fields of `Logits` from a file; raises `UserError` if it is something else."
     try:
         tensors, meta = read_safetensors(path)
-        meta = json.loads(meta["trustdd"])
+        meta = from_json(meta["trustdd"])
         if meta["format"] != "trustdd-logits-1": raise KeyError(meta["format"])
         about = meta["about"]
         ood = list(about["sources"]["ood"])

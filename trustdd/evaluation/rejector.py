@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ..core.checks import UserError, check_choice
+from ..core.checks import UserError, check_choice, from_json
 from ..core.storage import checksum, digest, read_safetensors, write_safetensors
 from ..data.catalog import prepared
 from ..data.dataset import Dataset
 from ..data.own import recorded
-from ..data.pixels import as_pixels
+from ..data.pixels import as_pixels, statistics_flaw
 from ..data.whitening import ZCA
 from ..networks.network_config import network_config, network_skeleton
 from .logits import normaliser, predict
@@ -195,14 +195,14 @@ def _sound(said:dict) -> bool:
         return (all(isinstance(v, kind) for kind, values in kinds.items() for v in values)
                 and len(said["mean"]) == len(said["std"]) == channels and 0 < high == wide
                 and len(said["classes"]) > 1 and all(map(math.isfinite, numbers))
-                and min(said["std"]) > 0 and 0 < said["accept"] < 1
+                and not statistics_flaw(said["mean"], said["std"]) and 0 < said["accept"] < 1
                 and 0 <= test[0] <= test[1] > 0 and len(test) == 2 and len(said["networks"]) > 0)
     except (KeyError, IndexError, TypeError, ValueError): return False
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #1facf3ab
 def _description(tensors, metadata, path) -> dict:
     "What a file says of itself; `UserError` if it is no rejector, or damaged."
-    try: said = json.loads(metadata["rejector"])
+    try: said = from_json(metadata["rejector"])
     except (KeyError, ValueError): said = None
     if not isinstance(said, dict) or said.get("format") != _FORMAT:
         raise UserError(f"{path} is not a rejector; `trustdd reject` makes one of a distilled set")

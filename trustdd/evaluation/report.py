@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..core.checks import check_choice, regular_file, UserError
+from ..core.checks import check_choice, from_json, regular_file, UserError
 from ..core.storage import atomic_write, seal, unseal
 from ..data.own import recorded
 from ..data.suites import kin_sets, ood_groups, usual_note
@@ -183,7 +183,7 @@ def _to_json(report) -> str:
 
 def _from_json(text) -> Report:
     try:
-        data = unseal(json.loads(text))
+        data = unseal(from_json(text))
         for k in ("errors", "reliability"): data[k] = _swap(data[k], _is_none, math.nan)
         return Report(**data)
     except (ValueError, TypeError, KeyError) as e:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.checks import UserError
+from ..core.checks import from_json, UserError
 from ..core.deadline import (
     mark_progress, out_of_time, OutOfTime, seconds_left, StepTimer)
 from ..core.experiment import Experiment, to_dict
@@ -68,7 +68,7 @@ def _set_momentum(net, optimiser, momentum:dict):
 def _read(file) -> tuple:
     "(tensors, what it says of them) in the file of a network."
     tensors, meta = read_safetensors(file)
-    try: return tensors, json.loads(meta["network"])
+    try: return tensors, from_json(meta["network"])
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{file} is no checkpoint of a network ({e}); "
                         "delete it to train it again") from None

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 
 import trustdd
-from ..core.checks import regular_file
+from ..core.checks import read_json, regular_file
 from ..core.storage import atomic_write, commit, data_root, project_root, runs_root
 from ..data.availability import have
 from ..data.identity import image_identities, listed_once
@@ -99,14 +99,12 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
     h.update(json.dumps(parameters, sort_keys=True).encode())
     return h.hexdigest()
 
-def _json(file): return json.loads(regular_file(file).read_text(encoding="utf-8"))
-
 # %% ../../nbs/reproduction/87_artifacts.ipynb #d74114de
 def _described_runs(outputs):
     "The names of runs in a figure's description; of a cut one none, and its stamp does not fit."
     found = []
     for file in (p for p in outputs if p.suffix == ".json"):
-        try: found += dict(_json(file)).get("runs", [])
+        try: found += dict(read_json(file)).get("runs", [])
         except (OSError, TypeError, ValueError): pass
     return found
 
@@ -120,7 +118,7 @@ def _on_these_images(store, runs) -> str:
     "What the images of runs, and the sets their data sets are usually tested on, are known by now."
     asked = set()
     for run in runs:
-        try: config, images = map(_json, (store/run/"config.json", store/run/"images.json"))
+        try: config, images = map(read_json, (store/run/"config.json", store/run/"images.json"))
         except (OSError, ValueError): continue
         d = config["dataset"]
         aux = config.get("aux") or default_aux(d) if config["outliers"] == "oe" else ""
@@ -143,7 +141,7 @@ def stamp_of(
     name:str,   # of the item
 ) -> dict:
     "What was noted when it was made here: fingerprint, seconds, commit; {} if nothing was."
-    try: noted = _json(Path(out)/".stamps"/name)
+    try: noted = read_json(Path(out)/".stamps"/name)
     except (OSError, ValueError): return {}
     return noted if isinstance(noted, dict) else {}
 

@@ -6,12 +6,12 @@
 __all__ = ['ALONE', 'item_notebooks', 'check_parameters', 'requested', 'make_items', 'outcome_lines']
 
 # %% ../../nbs/reproduction/88_atlas.ipynb #e3776019
-import json, math, os, pickle, time
+import math, os, pickle, time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..core.checks import check_choice, regular_file, UserError
+from ..core.checks import check_choice, read_json, UserError
 from ..core.deadline import (
     end_with_parent, install_signal_handlers, mark_progress, OutOfTime, StepTimer)
 from ..core.experiment import PRESETS
@@ -198,7 +198,7 @@ def outcome_lines(
 
 def _verdict(file):
     "The verdict in a description."
-    try: return json.loads(regular_file(file).read_text(encoding="utf-8"))["verdict"]
+    try: return read_json(file)["verdict"]
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise UserError(f"{file} is no description of a figure or table ({e}); delete it, and "
                         "make it again") from None

@@ -6,11 +6,11 @@
 __all__ = ['STATISTICS', 'Cell', 'is_end', 'find_cell', 'rows_of']
 
 # %% ../../nbs/reproduction/85_cells.ipynb #eeebce6d
-import csv, json, re
+import csv, re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.checks import check_choice, regular_file, UserError
+from ..core.checks import check_choice, read_json, regular_file, UserError
 
 # %% ../../nbs/reproduction/85_cells.ipynb #583a6ab3
 STATISTICS = ("mean", "std", "networks")
@@ -48,8 +48,7 @@ def find_cell(
     file = Path(file).with_suffix(".csv")
     try:
         rows = rows_of(file)
-        text = regular_file(file.with_suffix(".json")).read_text(encoding="utf-8")
-        about = json.loads(text)
+        about = read_json(file.with_suffix(".json"))
     except (OSError, ValueError) as e:
         raise UserError(f"{file} needs to be a figure's or table's numbers, with its description "
                         f"{file.stem}.json beside it: {e}") from e

@@ -14,7 +14,7 @@ from filelock import FileLock
 import torch
 from tqdm import tqdm
 
-from ..core.checks import regular_file, UserError
+from ..core.checks import read_json, UserError
 from ..core.experiment import (
     check_same_experiment, Experiment, experiment_with, OUTLIERS, run_name, to_dict)
 from ..core.randomness import pick_device
@@ -215,7 +215,7 @@ def _measure(exps, runs, iterations, asked, file, device, root, progress):
 # %% ../../nbs/reproduction/73_cost.ipynb #f72f527c
 def _read(file):
     "What was measured; `UserError` if the file is damaged."
-    try: return unseal(json.loads(regular_file(file).read_text(encoding="utf-8")))
+    try: return unseal(read_json(file))
     except ValueError as e:
         raise UserError(f"{file} is damaged ({e}); delete it to measure again") from None
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core.checks import regular_file, UserError
+from ..core.checks import read_json, regular_file, UserError
 from ..core.deadline import duration
 from ..core.experiment import PRESETS
 from ..core.storage import atomic_write, project_root, runs_root
@@ -55,7 +55,7 @@ def entries(
     "The entries of a folder: figures, then tables, by name. `UserError`: one is not readable."
     found = []
     for path in sorted(Path(folder).glob("*.json")):
-        try: facts = json.loads(regular_file(path).read_text(encoding="utf-8"))
+        try: facts = read_json(path)
         except (OSError, ValueError) as e:
             raise UserError(f"{path} is not readable ({e}); make {path.stem} again") from e
         if not isinstance(facts, dict) or facts.get("name") != path.stem: continue
@@ -120,7 +120,7 @@ def recorded_seconds(
     for run in entry.facts.get("runs", []):
         reports = [s/run/"report.json" for s in stores]
         report = next(filter(Path.exists, reports), None)
-        try: runs = json.loads(regular_file(report).read_text(encoding="utf-8"))["runs"]
+        try: runs = read_json(report)["runs"]
         except (OSError, ValueError, TypeError, KeyError): continue # not there, or damaged
         for one in runs:
             if "seconds" not in one: continue

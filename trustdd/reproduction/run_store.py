@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..core.checks import regular_file, UserError
+from ..core.checks import read_json, UserError
 from ..core.deadline import try_lock
 from ..core.distributed import barrier, broadcast_from_rank0
 from ..core.experiment import check_same_experiment, Experiment, from_dict, run_name, to_dict
@@ -108,7 +108,7 @@ def stored_images(
 ) -> dict:
     "What the images of a run are known by; `UserError` if nobody recorded it."
     file = Path(folder)/"images.json"
-    try: return unseal(json.loads(regular_file(file).read_text()))
+    try: return unseal(read_json(file))
     except ValueError:
         raise UserError(f"{file} is damaged; delete {folder} to run it again") from None
     except OSError:
@@ -119,7 +119,7 @@ def stored_images(
 def _config(folder):
     "The configuration in a folder, as it is stored."
     config = Path(folder)/"config.json"
-    try: return json.loads(regular_file(config).read_text(encoding="utf-8"))
+    try: return read_json(config)
     except (OSError, ValueError):
         raise UserError(f"{config} is not readable; delete {folder} to run it again") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.checks import UserError
+from ..core.checks import from_json, UserError
 from ..core.distributed import broadcast_from_rank0, require_same, world_size
 from ..core.experiment import check_same_experiment, data_name, Experiment, to_dict
 from ..core.randomness import pick_device
@@ -81,7 +81,7 @@ class _StoredSide:
         "Read a side; raises `UserError` if it is damaged or belongs to another experiment."
         tensors, meta = read_safetensors(path)
         try:
-            about = json.loads(meta["side"])
+            about = from_json(meta["side"])
             side = _StoredSide(tensors["pixels"], **about)
             known = side.provenance["experiment"]
         except (KeyError, TypeError, ValueError) as e:
