@@ -16,7 +16,7 @@ project, author, copyright = "TrustDD", settings["author"], settings["copyright"
 version = release = settings["version"]
 language = "en"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
-exclude_patterns = ["nbs/paper/*", "nbs/index.ipynb", "figures/*/*.md"]
+exclude_patterns = ["nbs/paper/*", "nbs/index.ipynb"]
 
 myst_enable_extensions = ["amsmath", "dollarmath", "html_image"]
 myst_heading_anchors = 4
