@@ -99,6 +99,9 @@ def outer(preset, quick, device, precision="float32", method="dsa"):
 
     name = f"{'dm' if method == 'dm' else 'outer'}-{preset}{BESIDE[precision]}: {CLASSES} classes and {CLASSES} outlier slots, width {exp.width}, batch {exp.batch_real}, IPC {exp.ipc}"
     allowed = {"images": 1e-4, "outliers": 1e-4, "step of the images": 2e-2, "step of the outliers": 2e-2}
+    # DM's step is the difference of two nearly equal means, and lr_img = 1 puts all of it into the images: at single pixels either side is up to
+    # 1.5% of the step, 3e-4 of the images, from the plain loop in float64. A step of gradients is far smaller.
+    if method == "dm": allowed |= {"images": 5e-4, "outliers": 5e-4}
     if precision != "float32": allowed = {"images": 1e-2, "outliers": 1e-2, "step of the images": 0.5, "step of the outliers": 0.5}
     work = work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc))
     if method == "dm": work = work_of(net, 2 * CLASSES * (exp.batch_real + 2 * exp.ipc), backward=False) # real images pass forward only
