@@ -144,12 +144,16 @@ def run_folder(
     "The folder of a run on the images that are here; it need not exist."
     base = runs_root(runs)/run_name(exp)
     there = _variants(base)
-    made = [f for f in there if (f/"report.json").exists()]
-    if made and os.environ.get("TRUSTDD_AS_STORED"): return made[0]
-    known = all_images(exp, root) if there else {}
-    for folder in there:
-        if not other_images(stored_images(folder), known): return folder
-    return base.with_name(f"{base.name}-images-{digest(known)}") if there else base
+    def finished(folders): return [f for f in folders if (f/"report.json").exists()]
+    if finished(there) and os.environ.get("TRUSTDD_AS_STORED"): return finished(there)[0]
+    if not there: return base
+    known = all_images(exp, root)
+    fitting = [f for f in there if not other_images(stored_images(f), known)]
+    if len(made := finished(fitting)) > 1:
+        raise UserError(f"{base} was run on {len(made)} different sets of images, and the images "
+                        "that would tell which you mean are not here (data/README.md says how to "
+                        "get them); trustdd paper --as-stored takes the run made first")
+    return (made or fitting or [base.with_name(f"{base.name}-images-{digest(known)}")])[0]
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #b61a800e
 def is_finished(
