@@ -203,13 +203,13 @@ def about(
         runs=sorted({item.name_of(r) for r in runs}))
 
 # %% ../../nbs/reproduction/80_items.ipynb #7f115f18
-_MEANS = "; OOD means: over near and far sets, noise apart"
+_MEANS = "OOD means are over near and far sets, without noise."
 
 def _facts(item, frame, runs, v, extra):
-    "The whole description, and the line about data, seeds and networks that ends a caption."
+    "The whole description, and the sentences on data, seeds and networks that end a caption."
     meta = {**about(item, runs), **(extra or {}), "held": v.held, "tests": list(v.tests)}
-    line = f"{meta['dataset']}, preset {meta['preset']}"
-    if not runs: return meta, line
+    line = f"Made from {meta['dataset']}, preset {meta['preset']}"
+    if not runs: return meta, f"{line}."
     kinds = sorted({getattr(r.exp, "precision", "float32") for r in runs})
     if kinds != ["float32"]:
         meta["precision"] = kinds
@@ -219,10 +219,11 @@ def _facts(item, frame, runs, v, extra):
     each = " to ".join(map(str, sorted({nets[0], nets[-1]})))
     if lost := sorted({r.report.sources.get("missing", "") for r in runs} - {""}):
         meta["missing_ood_sets"] = lost
-    means = _MEANS * any(":mean:" in str(q) for q in frame.get("quantity", ()))
     usual = [usual_note(r.exp.dataset, to_dict(r.exp), r.report.ood_values) for r in runs]
-    means += f"; {max(usual, key=len)}" * any(map(bool, usual))
-    return meta, f"{line}, {seeds}; {'; '.join([f'{each} networks per seed', *lost])}{means}"
+    notes = filter(None, [*lost, max(usual, key=len)])
+    said = [f"{'; '.join([f'{line}, {seeds}, {each} networks per seed', *notes])}."]
+    said += [_MEANS] * any(":mean:" in str(q) for q in frame.get("quantity", ()))
+    return meta, " ".join(said)
 
 # %% ../../nbs/reproduction/80_items.ipynb #e10ba9e4
 def _short(item, runs, meta, **texts):
@@ -233,16 +234,18 @@ def _short(item, runs, meta, **texts):
     return json.loads(without_places(whole, folders))
 
 # %% ../../nbs/reproduction/80_items.ipynb #2edae07f
+def _ended(caption, line): return f"{caption.removesuffix('.')}. {line}"
+
 def publish_figure(item:PaperItem, fig, frame, caption:str, v:Verdict, runs=(), extra=None):
     "Write the figure's .png, .pdf, .csv and .json; returns the verdict."
     meta, line = _facts(item, frame, runs, v, extra)
-    said = _short(item, runs, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
+    said = _short(item, runs, meta, caption=_ended(caption, line), claim=v.claim, verdict=str(v))
     save_figure(fig, item.out, item.name, _numbered(frame, meta["runs"]), **said)
     return v
 
 def publish_table(item:PaperItem, frame, caption:str, v:Verdict, runs=(), extra=None, **layout):
     "Write the table's .md, .tex, .csv and .json; returns the verdict."
     meta, line = _facts(item, frame, runs, v, extra)
-    said = _short(item, runs, meta, caption=f"{caption} ({line}.)", claim=v.claim, verdict=str(v))
+    said = _short(item, runs, meta, caption=_ended(caption, line), claim=v.claim, verdict=str(v))
     save_table(_numbered(frame, meta["runs"]), item.out, item.name, **said, **layout)
     return v
