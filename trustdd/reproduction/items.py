@@ -107,9 +107,8 @@ def pooled(
 ) -> dict:
     "One `Report` for each combination of `by`, over the networks of all its runs."
     groups = {}
-    for run in runs:
-        key = tuple(getattr(run.exp, k) for k in by)
-        groups.setdefault(key, []).append(run.report)
+    def key(run): return tuple(getattr(run.exp, k) for k in by)
+    for run in runs: groups.setdefault(key(run), []).append(run.report)
     return {key: combine(reports) for key, reports in groups.items()}
 
 # %% ../../nbs/reproduction/80_items.ipynb #2a60130c
@@ -131,9 +130,8 @@ def traced(
 ):
     "The frame with `runs` and `quantity` (and `against`) as its last columns; runs by their names."
     if by: runs = [select(runs, **dict(zip(by, key))) for key in zip(*(frame[k] for k in by))]
-    frame = frame.assign(runs=[_names(item, some) for some in runs], quantity=quantity)
-    if against is None: return frame
-    return frame.assign(against=[_names(item, some) for some in against])
+    more = {} if against is None else dict(against=[_names(item, some) for some in against])
+    return frame.assign(runs=[_names(item, some) for some in runs], quantity=quantity, **more)
 
 def _names(item, runs): return ";".join(sorted({item.name_of(r) for r in runs}))
 
@@ -197,33 +195,36 @@ def about(
     return dict(
         dataset=item.dataset, preset=item.preset, seeds=list(item.seeds),
         n_nets=sum(len(r.accuracy) for r in reports[:1]),
-        device=", ".join(devices) or "cpu (nothing computed but the picture)",
-        data=data,
+        device=", ".join(devices) or "cpu (nothing computed but the picture)", data=data,
         ood_sets={k: v for report in reports for k, v in report.sources["ood"].items()},
         runs=sorted({item.name_of(r) for r in runs}))
 
 # %% ../../nbs/reproduction/80_items.ipynb #7f115f18
-_MEANS = "OOD means are over near and far sets, without noise."
+def _means_over(runs):
+    "Which OOD sets a mean is over, in a sentence."
+    def sets_of(g): return ", ".join(dict.fromkeys(o for r in runs for o in r.report.groups[g]))
+    sets = " and ".join(f"{sets_of(g)} ({g})" for g in ("near", "far") if sets_of(g))
+    return f"OOD means are over {sets}, without noise."
 
-def _facts(item, frame, runs, v, extra):
-    "The whole description, and the sentences on data, seeds and networks that end a caption."
+def _facts(item, frame, caption, runs, v, extra):
+    "The whole description, and the caption with sentences on data, seeds and networks."
     meta = {**about(item, runs), **(extra or {}), "held": v.held, "tests": list(v.tests)}
-    line = f"Made from {meta['dataset']}, preset {meta['preset']}"
+    line = f"{caption.removesuffix('.')}. Made from {meta['dataset']}, preset {meta['preset']}"
     if not runs: return meta, f"{line}."
     kinds = sorted({getattr(r.exp, "precision", "float32") for r in runs})
     if kinds != ["float32"]:
         meta["precision"] = kinds
         line += f", {' and '.join(kinds)}"
     seeds = ("seed " if len(meta["seeds"]) == 1 else "seeds ") + ", ".join(map(str, meta["seeds"]))
-    nets = sorted({len(r.report.accuracy) for r in runs})
-    each = " to ".join(map(str, sorted({nets[0], nets[-1]})))
+    nets = {len(r.report.accuracy) for r in runs}
+    each = " to ".join(map(str, sorted({min(nets), max(nets)})))
     if lost := sorted({r.report.sources.get("missing", "") for r in runs} - {""}):
         meta["missing_ood_sets"] = lost
     usual = [usual_note(r.exp.dataset, to_dict(r.exp), r.report.ood_values) for r in runs]
-    notes = filter(None, [*lost, max(usual, key=len)])
-    said = [f"{'; '.join([f'{line}, {seeds}, {each} networks per seed', *notes])}."]
-    said += [_MEANS] * any(":mean:" in str(q) for q in frame.get("quantity", ()))
-    return meta, " ".join(said)
+    notes = filter(None, [f"{each} networks per seed", *lost, max(usual, key=len)])
+    said = f"{line}, {seeds}, {'; '.join(notes)}."
+    means = any(":mean:" in str(q) for q in frame.get("quantity", ()))
+    return meta, f"{said} {_means_over(runs)}" if means else said
 
 # %% ../../nbs/reproduction/80_items.ipynb #e10ba9e4
 def _short(item, runs, meta, **texts):
@@ -234,18 +235,16 @@ def _short(item, runs, meta, **texts):
     return json.loads(without_places(whole, folders))
 
 # %% ../../nbs/reproduction/80_items.ipynb #2edae07f
-def _ended(caption, line): return f"{caption.removesuffix('.')}. {line}"
-
 def publish_figure(item:PaperItem, fig, frame, caption:str, v:Verdict, runs=(), extra=None):
     "Write the figure's .png, .pdf, .csv and .json; returns the verdict."
-    meta, line = _facts(item, frame, runs, v, extra)
-    said = _short(item, runs, meta, caption=_ended(caption, line), claim=v.claim, verdict=str(v))
+    meta, caption = _facts(item, frame, caption, runs, v, extra)
+    said = _short(item, runs, meta, caption=caption, claim=v.claim, verdict=str(v))
     save_figure(fig, item.out, item.name, _numbered(frame, meta["runs"]), **said)
     return v
 
 def publish_table(item:PaperItem, frame, caption:str, v:Verdict, runs=(), extra=None, **layout):
     "Write the table's .md, .tex, .csv and .json; returns the verdict."
-    meta, line = _facts(item, frame, runs, v, extra)
-    said = _short(item, runs, meta, caption=_ended(caption, line), claim=v.claim, verdict=str(v))
+    meta, caption = _facts(item, frame, caption, runs, v, extra)
+    said = _short(item, runs, meta, caption=caption, claim=v.claim, verdict=str(v))
     save_table(_numbered(frame, meta["runs"]), item.out, item.name, **said, **layout)
     return v
