@@ -90,8 +90,7 @@ def all_images(
     "The same, and the OOD sets that `exp` is tested on."
     known = training_images(exp, root)
     if not known or exp.holdout and not exp.ood: return known
-    names = ood_names(exp.ood, exp.dataset, root)
-    return known | image_identities(exp.dataset, "", names, root)
+    return known | image_identities(exp.dataset, "", ood_names(exp.ood, exp.dataset, root), root)
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #5db8a3e0
 def write_identity(
@@ -112,9 +111,8 @@ def stored_images(
     except ValueError:
         raise UserError(f"{file} is damaged; delete {folder} to run it again") from None
     except OSError:
-        raise UserError(f"{folder} was stored before a run's images were recorded; delete it to "
-                        "run it again, or, if its images have not changed since, record them: "
-                        "python tools/record_images.py RUNS") from None
+        raise UserError(f"{folder} was stored before a run's images were recorded; delete it, or, "
+            "if they have not changed, record them: python tools/record_images.py RUNS") from None
 
 def _config(folder):
     "The configuration in a folder, as it is stored."
@@ -144,16 +142,15 @@ def run_folder(
     "The folder of a run on the images that are here; it need not exist."
     base = runs_root(runs)/run_name(exp)
     there = _variants(base)
-    def finished(folders): return [f for f in folders if (f/"report.json").exists()]
-    if finished(there) and os.environ.get("TRUSTDD_AS_STORED"): return finished(there)[0]
-    if not there: return base
-    known = all_images(exp, root)
+    made = [f for f in there if (f/"report.json").exists()]
+    if made and os.environ.get("TRUSTDD_AS_STORED"): return made[0]
+    known = all_images(exp, root) if there else {}
     fitting = [f for f in there if not other_images(stored_images(f), known)]
-    if len(made := finished(fitting)) > 1:
-        raise UserError(f"{base} was run on {len(made)} different sets of images, and the images "
-                        "that would tell which you mean are not here (data/README.md says how to "
-                        "get them); trustdd paper --as-stored takes the run made first")
-    return (made or fitting or [base.with_name(f"{base.name}-images-{digest(known)}")])[0]
+    if sum(f in made for f in fitting) > 1: raise UserError(
+        f"{base} was run on different sets of images, and those that would tell which you mean are "
+        "not here (see data/README.md); trustdd paper --as-stored takes the run made first")
+    new = base.with_name(f"{base.name}-images-{digest(known)}") if there else base
+    return [*(f for f in fitting if f in made), *fitting, new][0]
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #b61a800e
 def is_finished(
@@ -189,9 +186,8 @@ def same_training_images(exp:Experiment, folder, root=None) -> bool:
 def distilled_in(exp:Experiment, folder, root=None) -> Path | None:
     "The folder, that of `exp` or one beside it, that holds its distilled set."
     beside = _variants(folder.with_name(folder.name.split("-images-")[0]))
-    for f in (folder, *(f for f in beside if f != folder)):
-        if not (f/"distilled.safetensors").exists(): continue
-        if f == folder or same_training_images(exp, f, root): return f
+    there = [f for f in (folder, *beside) if (f/"distilled.safetensors").exists()]
+    return next((f for f in there if f == folder or same_training_images(exp, f, root)), None)
 
 def reuse_distilled(exp:Experiment, folder, root=None):
     "Copy the distilled set that another folder holds, if one does, into this one, claimed."
