@@ -72,6 +72,8 @@ def curves(
             how.pop("hatch")
             ax.plot(one[x], one[mean], label=label(name), **how)
             if std not in one: continue
+            if len(one) == 1: # a band would have no width
+                ax.errorbar(one[x], one[mean], one[std], color=how["color"], capsize=3)
             low, high = one[mean] - one[std], one[mean] + one[std]
             ax.fill_between(one[x], low, high, color=how["color"], alpha=.18, linewidth=0)
         if logx: _log_ticks(ax, sorted(frame[x].unique()))
