@@ -21,7 +21,7 @@ from ..distillation.distillation import distill
 from ..evaluation.bootstrap import fair_terms, paired_differences, signed
 from ..evaluation.evaluation import evaluate, resolve_eval_data
 from ..evaluation.image_scores import Scores, scores_from_logits
-from ..evaluation.logits import Logits
+from ..evaluation.logits import image_counts, Logits
 from ..evaluation.report import mean_std, Report, report_from_logits
 from .artifacts import file_names
 from .figures import as_base64
@@ -178,6 +178,10 @@ def _kin_note(rows):
     whose = "; ".join(f"{row['set']}: {row['kin']}" for row in rows if row["kin"])
     return whose and f"† with OOD sets that are kin to the outliers learned from ({whose})"
 
+def _notes(entrants) -> tuple:
+    "Which sets of a suite are missing, and which have few images."
+    return tuple(image_counts(entrants[0].report.sources)[1:])
+
 # %% ../../nbs/reproduction/92_comparison.ipynb #921c9d39
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -186,11 +190,12 @@ class Comparison:
     gaps:dict       # (A, B) -> the paired `Difference` in what they are ranked by, or None
     pairs:list      # one dictionary for each pair, in the same order
     page:Path       # `index.html`; beside it `comparison.csv` and `differences.csv`
+    notes:tuple=()  # which OOD sets of a suite are missing, which sets are too small
 
     def __str__(self):
         heads = _heads(self.rows)
         table = to_text([list(heads.values()), *(_cells(row, heads) for row in self.rows)])
-        return "\n".join(filter(None, [table, _kin_note(self.rows)]))
+        return "\n".join(filter(None, [table, _kin_note(self.rows), *self.notes]))
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #b4d0a144
 def compare(
@@ -229,7 +234,7 @@ def compare(
     atomic_write(out/"comparison.csv", rows_to_csv(rows))
     atomic_write(out/"differences.csv", rows_to_csv(pairs, PAIR))
     atomic_write(out/"index.html", _page([e for _, e in ranked], rows, pairs, BY[by], recipe))
-    return Comparison(rows, gaps, pairs, out/"index.html")
+    return Comparison(rows, gaps, pairs, out/"index.html", _notes(entrants))
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #2c97b617
 def _page(entrants, rows, pairs, statistic, recipe) -> str:
@@ -239,7 +244,7 @@ def _page(entrants, rows, pairs, statistic, recipe) -> str:
     heads, tested = _heads(rows), entrants[0].report.sources
     cells = [(_cells(row, heads), e.reference) for row, e in zip(rows, entrants)]
     sources = [about["source"] for about in (tested["in"], *tested["ood"].values())]
-    if "missing" in tested: sources.append(tested["missing"])
+    sources += _notes(entrants)
     return env.get_template("comparison.html.j2").render(
         dataset=tested["in"]["name"], heads=heads.values(), rows=cells, pairs=pairs, signed=signed,
         statistic=statistic, fair=_fair_sets(entrants), kin=_kin_note(rows), recipe=recipe,
