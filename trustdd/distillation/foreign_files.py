@@ -70,7 +70,8 @@ def _tensor(a):
     "A numpy array of numbers as a tensor; anything else as it is."
     if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub": return a
     kind = a.dtype.newbyteorder("=")
-    if kind.kind == "u" and kind.itemsize > 1: kind = np.int64 # those that torch has no sums of
+    if kind.kind == "b" or kind.kind == "u" and kind.itemsize > 1:
+        kind = np.int64 # those that torch has no sums of
     if np.dtype(kind).itemsize > 8: kind = np.float64
     return torch.from_numpy(np.array(a, dtype=kind, order="C"))
 
@@ -227,5 +228,7 @@ def read_folder(
         what = "both pictures and arrays" if arrays and pictures else "images outside of folders"
         raise UserError(f"{folder} holds {what}; needed is CLASS/NAME.png")
     of = [n.split("/")[0] for n in names]
+    if len(set(of)) == 1 and all(n.count("/") > 1 for n in names):
+        raise UserError(f"{folder} holds one folder, with the classes in it; name {folder/of[0]}")
     classes = sorted(set(of), key=by_number)
     return _decoded(names, folder), torch.tensor([classes.index(c) for c in of]), tuple(classes)

@@ -178,10 +178,6 @@ def _kin_note(rows):
     whose = "; ".join(f"{row['set']}: {row['kin']}" for row in rows if row["kin"])
     return whose and f"† with OOD sets that are kin to the outliers learned from ({whose})"
 
-def _notes(entrants) -> tuple:
-    "Which sets of a suite are missing, and which have few images."
-    return tuple(image_counts(entrants[0].report.sources)[1:])
-
 # %% ../../nbs/reproduction/92_comparison.ipynb #921c9d39
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -233,20 +229,21 @@ def compare(
     pairs = [_pair(a, b, gaps, by) for (_, a), (_, b) in combinations(ranked, 2)]
     atomic_write(out/"comparison.csv", rows_to_csv(rows))
     atomic_write(out/"differences.csv", rows_to_csv(pairs, PAIR))
-    atomic_write(out/"index.html", _page([e for _, e in ranked], rows, pairs, BY[by], recipe))
-    return Comparison(rows, gaps, pairs, out/"index.html", _notes(entrants))
+    notes = image_counts(entrants[0].report.sources)[1:]
+    page = _page([e for _, e in ranked], rows, pairs, BY[by], recipe, notes)
+    atomic_write(out/"index.html", page)
+    return Comparison(rows, gaps, pairs, out/"index.html", tuple(notes))
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #2c97b617
-def _page(entrants, rows, pairs, statistic, recipe) -> str:
+def _page(entrants, rows, pairs, statistic, recipe, notes) -> str:
     "The page as HTML."
     import jinja2
     env = jinja2.Environment(loader=jinja2.PackageLoader("trustdd"), autoescape=True)
     heads, tested = _heads(rows), entrants[0].report.sources
     cells = [(_cells(row, heads), e.reference) for row, e in zip(rows, entrants)]
     sources = [about["source"] for about in (tested["in"], *tested["ood"].values())]
-    sources += _notes(entrants)
     return env.get_template("comparison.html.j2").render(
         dataset=tested["in"]["name"], heads=heads.values(), rows=cells, pairs=pairs, signed=signed,
         statistic=statistic, fair=_fair_sets(entrants), kin=_kin_note(rows), recipe=recipe,
         pictures=[(e.name, as_base64(set_picture(e.syn, 10, 4))) for e in entrants if e.syn],
-        sources=sources)
+        sources=[*sources, *notes])
