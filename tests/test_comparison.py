@@ -1,4 +1,5 @@
 "A ranking does not reward kinship, says what is kin to whom, and writes every pair with its interval."
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from conftest import one_thread
 from trustdd.core.experiment import Experiment, to_dict
+from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
 from trustdd.evaluation.image_scores import scores_from_logits
 from trustdd.evaluation.logits import Logits
@@ -111,6 +113,24 @@ def test_every_pair_is_written(ranked):
         assert row[["difference", "low", "high"]].tolist() == pytest.approx([gap.mean, gap.low, gap.high], rel=1e-5)
         assert (row.low > 0 or row.high < 0) == row.supported and row.over == gap.over
         assert f"<td>{pair[0]}</td><td>{pair[1]}</td>" in found.page and gap.interval in found.page
+
+
+def test_a_set_as_good_as_random_images_is_0_over_them(files, tmp_path, monkeypatch):
+    "It was shown as if there were no random images."
+    def alike(name, *args): return replace(entrant("plain", *args), name=name)
+    monkeypatch.setattr(comparison, "_measured", alike)
+    made = comparison.compare([files["plain"]], tmp_path, references="random", device="cpu", ood=OOD)
+    assert {r["set"]: r["over_random"] for r in made.rows} == {"plain": 0, "random 1": None}
+
+
+def test_a_set_of_fewer_images_than_classes_has_references(files, tmp_path, monkeypatch):
+    "Soft labels allow that; random images are then one per class."
+    syn = DistilledSet.load(files["plain"])
+    replace(syn, images=syn.images[:5], labels=syn.labels[:5], soft=torch.full((5, 10), 0.1)).save(tmp_path/"few.safetensors")
+    def measured(name, *args): return replace(entrant("plain", *args), name=name)
+    monkeypatch.setattr(comparison, "_measured", measured)
+    made = comparison.compare([tmp_path/"few.safetensors"], tmp_path/"page", references="random", device="cpu", ood=OOD)
+    assert {r["set"]: r["images"] for r in made.rows} == {"few": 5, "random 1": 10}
 
 
 def test_accuracy_has_no_kin(ranked):

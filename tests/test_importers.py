@@ -532,6 +532,12 @@ def test_the_accuracy_of_the_authors_is_kept_and_compared(made, project, capfd):
     for cause in ("as it is", "mean and std", "whitening", "no augmentation", "step size"): assert cause in said
 
 
+@pytest.mark.parametrize("words", [["show"], ["reject", "--out", "m.safetensors"]])
+def test_show_and_reject_say_so_too(made, project, refused, words):
+    np.savez("set.npz", images=made[1], labels=made[2])
+    assert "import it first" in refused(words[0], "set.npz", *words[1:])
+
+
 def test_evaluate_says_to_import_first(made, project, refused):
     np.savez("set.npz", images=made[1].numpy())
     for file in (as_dc(made, "res_DSA_digits_ConvNet_2ipc.pt"), "set.npz", "."):

@@ -151,7 +151,7 @@ def _row(place, e, entrants) -> dict:
     "One line of the table: (mean, deviation) pairs, or plain values; None where there is none."
     r, random = e.report, _reference_of(e, entrants)
     whole = next((o for o in entrants if o.syn is None), None)
-    gap = random and random is not e and r.accuracy_mean - random.report.accuracy_mean
+    gap = None if random in (None, e) else r.accuracy_mean - random.report.accuracy_mean
     share = whole and 100 * r.accuracy_mean / whole.report.accuracy_mean
     means = {k: r.mean_over_sets("msp", metric, group) if r.groups[group] else None
              for k, (group, metric) in MEANS.items()}
@@ -159,7 +159,7 @@ def _row(place, e, entrants) -> dict:
     return dict(
         place=place, set=e.name, images=len(e.syn.images) if e.syn else "all",
         outliers=len(e.syn.outliers) if e.syn else 0, accuracy=mean_std(r.accuracy),
-        over_random=gap or None, recovered=share, plain=e.plain,
+        over_random=gap, recovered=share, plain=e.plain,
         auroc=_fair_auroc(e, _fair_sets(entrants)), **means,
         ece=r.calibration["ece"], kin=", ".join(r.kin), with_kin=", ".join(with_kin))
 
@@ -217,7 +217,7 @@ def compare(
     out = writable(out)
     entrants = [_measured(name, syn, from_dict(to_dict(syn.experiment) | recipe), out, options)
                 for name, syn in sets.items()]
-    for ipc in sorted({len(s.images) // s.n_classes for s in sets.values()}):
+    for ipc in sorted({max(1, len(s.images) // s.n_classes) for s in sets.values()}):
         for method in name_tuple("references", references):
             exp = Experiment(**recipe | dict(method=method, outliers="none", ipc=ipc))
             drawn = distill(exp, device=device, root=root, progress=False)
