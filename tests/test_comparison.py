@@ -1,4 +1,5 @@
 "A ranking does not reward kinship, says what is kin to whom, and writes every pair with its interval."
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from conftest import one_thread
 from trustdd.core.experiment import Experiment, to_dict
+from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill
 from trustdd.evaluation.image_scores import scores_from_logits
 from trustdd.evaluation.logits import Logits
@@ -25,6 +27,9 @@ WRONG = dict(poe=60, plain=30, sharp=0)  # of N test images
 SURE = dict(poe=(2.6, 2.1, 1.6), plain=(1.5, 2, 2.5), sharp=(0.4, 0.4, 0.4))
 
 
+MISSING = "missing of openood: svhn, places365"
+
+
 def entrant(name, syn, exp, out, options, reference=False):
     "As `_measured`, from made-up logits: the only networks that know kin are those that learned from it."
     draw, labels = np.random.default_rng(len(name)), torch.arange(N) % 10
@@ -39,7 +44,7 @@ def entrant(name, syn, exp, out, options, reference=False):
     known[:, :WRONG[name]] = known[:, :WRONG[name]].roll(1, -1)
     values = {"in": known} | {ood: of(ood) for ood in exp.ood}
     every = {ood: torch.arange(N) for ood in exp.ood}
-    sources = dict(ood={o: dict(source=f"{o}, made up", n=N) for o in exp.ood}, **{"in": dict(name="digits", source="digits, made up", n=N)})
+    sources = dict(ood={o: dict(source=f"{o}, made up", n=N, drawn=N) for o in exp.ood}, **{"in": dict(name="digits", source="digits, made up", n=N)})
     about = dict(experiment=to_dict(exp), sources=sources, n_test=0, draw_seed=0, device="cpu")
     made = Logits(values, labels, every, every, about)
     report = report_from_logits(made)
@@ -110,6 +115,24 @@ def test_every_pair_is_written(ranked):
         assert f"<td>{pair[0]}</td><td>{pair[1]}</td>" in found.page and gap.interval in found.page
 
 
+def test_a_set_as_good_as_random_images_is_0_over_them(files, tmp_path, monkeypatch):
+    "It was shown as if there were no random images."
+    def alike(name, *args): return replace(entrant("plain", *args), name=name)
+    monkeypatch.setattr(comparison, "_measured", alike)
+    made = comparison.compare([files["plain"]], tmp_path, references="random", device="cpu", ood=OOD)
+    assert {r["set"]: r["over_random"] for r in made.rows} == {"plain": 0, "random 1": None}
+
+
+def test_a_set_of_fewer_images_than_classes_has_references(files, tmp_path, monkeypatch):
+    "Soft labels allow that; random images are then one per class."
+    syn = DistilledSet.load(files["plain"])
+    replace(syn, images=syn.images[:5], labels=syn.labels[:5], soft=torch.full((5, 10), 0.1)).save(tmp_path/"few.safetensors")
+    def measured(name, *args): return replace(entrant("plain", *args), name=name)
+    monkeypatch.setattr(comparison, "_measured", measured)
+    made = comparison.compare([tmp_path/"few.safetensors"], tmp_path/"page", references="random", device="cpu", ood=OOD)
+    assert {r["set"]: r["images"] for r in made.rows} == {"few": 5, "random 1": 10}
+
+
 def test_accuracy_has_no_kin(ranked):
     found = ranked("poe", "plain", by="accuracy")
     assert found.pairs.left_out_as_kin.isna().all() and set(found.pairs.statistic) == {"accuracy"}
@@ -120,6 +143,22 @@ def test_where_only_kin_is_left(ranked):
     assert [(r["set"], r["place"], r["auroc"]) for r in found.made.rows] == [("plain", 1, None), ("poe", 1, None)]
     assert found.pairs[["a", "b", "left_out_as_kin"]].values.tolist() == [["plain", "poe", "corrupted-invert"]]
     assert "not testable" in found.page and "in the order of their accuracy, as each near and far set is kin" in found.page
+
+
+def test_what_is_missing_of_a_suite_and_what_is_small_is_said(ranked, monkeypatch):
+    def lacking(*args):
+        made = entrant(*args)
+        made.report.sources["missing"] = MISSING
+        made.report.sources["ood"]["gaussian"]["drawn"] = 20
+        return made
+    monkeypatch.setattr(comparison, "_measured", lacking)
+    found, few = ranked("poe", "plain"), "warning: gaussian has only 20 images; its numbers say little"
+    assert str(found.made).splitlines()[-2:] == [MISSING, few] == list(found.made.notes)
+    assert f"<li>{MISSING}</li>" in found.page and f"<li>{few}</li>" in found.page
+
+
+def test_where_nothing_is_missing_nothing_is_said(ranked):
+    assert ranked("plain").made.notes == ()
 
 
 def test_one_set_alone_has_no_pairs(ranked):

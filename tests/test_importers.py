@@ -71,6 +71,7 @@ LAYOUTS = {
     "labels in a column": lambda b, x, y: torch.save((x, y[:, None].int()), "set.pt"),
     "labels one-hot": lambda b, x, y: torch.save((x, one_hot(y)), "set.pt"),
     "labels one-hot, whole": lambda b, x, y: torch.save((x, one_hot(y).long()), "set.pt"),
+    "labels one-hot, true and false": lambda b, x, y: np.savez("set.npz", images=x.numpy(), labels=one_hot(y).numpy() == 1),
     "labels centred": lambda b, x, y: torch.save((x, one_hot(y, -0.1, 0.9)), "set.pt"),
 }
 
@@ -455,6 +456,61 @@ def test_claims_and_counts_are_said_plainly(made, project, refused):
     for wrong in ("much", "0.654", "nan"): assert "such as 65.4" in refused("import", dc, "--claimed", wrong, *FLAGS)
 
 
+def test_a_data_set_with_a_published_order_that_is_not_at_hand(made, project, capfd):
+    "With a number of classes the labels stay as the file counts them, and are mapped when the data set is there."
+    torch.save((made[1], made[2]), "set.pt")
+    first = tree(project/"there"/"fashion-mnist", FASHION)
+    torch.save((torch.stack([first[c] for c in FASHION]), torch.arange(10)), "ten.pt")
+    absent = ["--classes", "10", "--shape", "1,8,8", "--mean", "0.5", "--std", "0.25", *RECIPE]
+    for data in ("fashion-mnist", "imagewoof", "cifar10", "mine"):
+        assert torch.equal(imported("set.pt", "--dataset", data, *absent).labels, made[2])
+        assert "0 = 0, 1 = 1" in capfd.readouterr().out
+    imported("ten.pt", "--dataset", "fashion-mnist", *absent)
+    judge("out.safetensors", project/"a", "--dataset", str(project/"there"/"fashion-mnist"), "--epochs", "1", "--n-nets", "1")
+    assert "0 = T-shirt, 1 = Trouser" in capfd.readouterr().err
+
+
+def test_named_folders_keep_their_names_where_the_number_of_classes_is_given(made, project):
+    pictures(project/"set", made[0], ["abcdefghij"[c] for c in made[2]])
+    syn = imported("set", "--dataset", "letters", "--classes", "10", "--shape", "1,8,8", "--mean", "0.5", "--std", "0.25", *RECIPE)
+    assert syn.classes == tuple("abcdefghij") and torch.equal(syn.labels, made[2])
+
+
+@pytest.mark.parametrize("words, said", [("--classes 0 --shape 1,8,8", "2 or more"), ("--classes 1", "2 or more"), ("--shape 8,8", "must be C,H,W"),
+                                         ("--shape 1,8.5,8.5", "must be C,H,W"), ("--shape 1,8,x", "must be C,H,W")])
+def test_odd_numbers_of_classes_and_odd_shapes(made, refused, project, words, said):
+    torch.save((made[1], made[2]), "set.pt")
+    for data in ("mine", "digits"):
+        assert said in refused("import", "set.pt", "--dataset", data, *words.split(), "--mean", "0.5", "--std", "0.25", *RECIPE)
+
+
+def test_a_dictionary_says_what_its_labels_and_pixels_mean(made, project, refused):
+    "Names of classes, mean, std and whitening count in every file with named parts, as in DC's."
+    names = list("9876543210")
+    torch.save(dict(images=made[1], labels=made[2], classes=names, mean=torch.full((1, 1, 1, 1), 0.5), std=[0.25]), "set.pt")
+    np.savez("set.npz", images=made[1], labels=made[2], class_names=np.array(names), mean=np.array([0.5]), std=np.array([0.25]))
+    for file in ("set.pt", "set.npz"):
+        syn = imported(file, "--dataset", "digits", *RECIPE)
+        assert torch.equal(syn.labels, 9 - made[2]) and (syn.mean, syn.std) == ((0.5,), (0.25,))
+        given = imported(file, "--dataset", "digits", *RECIPE, "--classes", "0,1,2,3,4,5,6,7,8,9", "--mean", "0.1", "--std", "0.3")
+        assert torch.equal(given.labels, made[2]) and given.mean == (0.1,)
+    np.savez("white.npz", images=made[1], labels=made[2], zca=True)
+    assert imported("white.npz", "--dataset", "digits", "--recipe", "mtt", *FLAGS).experiment.zca
+    np.savez("texts.npz", images=made[1], labels=made[2].numpy().astype(str))
+    assert "labels holds texts" in refused("import", "texts.npz", "--dataset", "digits", *RECIPE)
+
+
+def test_pixels_of_0_to_255_less_their_mean_are_not_normalised(made, project, refused):
+    np.savez("set.npz", images=made[0].numpy() - 120., labels=made[2].numpy())
+    assert "neither normalised nor colours" in refused("import", "set.npz", "--dataset", "digits", *RECIPE)
+
+
+def test_a_folder_above_the_classes_is_named(made, project, refused):
+    pictures(project/"set"/"train", made[0], [str(int(c)) for c in made[2]])
+    assert "name set/train" in refused("import", "set", "--dataset", "digits", *RECIPE)
+    assert torch.equal(imported("set/train", "--dataset", "digits", *RECIPE).labels, made[2])
+
+
 # --- claims
 
 def test_the_accuracy_of_the_authors_is_kept_and_compared(made, project, capfd):
@@ -474,6 +530,12 @@ def test_the_accuracy_of_the_authors_is_kept_and_compared(made, project, capfd):
     judge("out.safetensors", project/"a", "--diagnose")
     said = capfd.readouterr().out
     for cause in ("as it is", "mean and std", "whitening", "no augmentation", "step size"): assert cause in said
+
+
+@pytest.mark.parametrize("words", [["show"], ["reject", "--out", "m.safetensors"]])
+def test_show_and_reject_say_so_too(made, project, refused, words):
+    np.savez("set.npz", images=made[1], labels=made[2])
+    assert "import it first" in refused(words[0], "set.npz", *words[1:])
 
 
 def test_evaluate_says_to_import_first(made, project, refused):

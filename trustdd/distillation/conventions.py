@@ -125,7 +125,7 @@ def check_statistics(
 def kept_statistics(mean, std, kept):
     "(mean, std) as given, or as a file holds them: `kept`, a pair or None."
     if mean is not None or not kept or len(kept) != 2: return mean, std
-    mean, std = (v.tolist() if hasattr(v, "tolist") else v for v in kept)
+    mean, std = (v.flatten().tolist() if hasattr(v, "tolist") else v for v in kept)
     check_statistics(mean, std)
     return mean, std
 
@@ -197,7 +197,7 @@ def claim_of(
     model = "ConvNet" if "ConvNet" in claims else next(iter(claims))
     values = claims[model]
     spread = stdev(values) if len(values) > 1 else None
-    source = f"{len(values)} networks {model}, in the file"
+    source = f"{len(values)} network{'s' * (len(values) > 1)} {model}, in the file"
     return dict(mean=mean_of(values), std=spread, source=source)
 
 # %% ../../nbs/distillation/48_conventions.ipynb #9f53e1e0

@@ -25,16 +25,18 @@ def _arranged(what, x, dataset):
         raise UserError(f"{what} are {kind_of(x)}; needed is a tensor of floats or bytes")
     c, h, w = dataset.shape
     got = tuple(x.shape[1:])
-    if len(x) and got == (h, w, c) != (c, h, w): return x.permute(0, 3, 1, 2)
-    if len(x) and c == 1 and got == (h, w): return x[:, None]
-    if len(x) and x.dtype == torch.uint8 and got in ((1, h, w), (3, h, w)):
-        return to_channels(x, c)
-    if len(x) and got == (c, h, w): return x
+    if not len(x): raise UserError(f"{what}: there are none")
+    if got == (h, w, c) != (c, h, w): return x.permute(0, 3, 1, 2)
+    if c == 1 and got == (h, w): return x[:, None]
+    if x.dtype == torch.uint8 and got in ((1, h, w), (3, h, w)): return to_channels(x, c)
+    if got == (c, h, w): return x
     hint = ", vectors such as embeddings and no images" if x.ndim == 2 else ""
     raise UserError(f"{what} have shape {tuple(x.shape)}{hint}, but dataset {dataset.name!r} "
                     f"has images of shape {tuple(dataset.shape)}")
 
 # %% ../../nbs/distillation/49_conversion.ipynb #2c870901
+_MOST = 100 # standard deviations from the mean; pixels of 0 to 255 less their mean go beyond
+
 def _scale(what, x):
     "What is white: 1 or 255; None for normalised pixels; `UserError` for neither."
     bad = (~x.isfinite()).nonzero() if x.is_floating_point() else ()
@@ -42,7 +44,7 @@ def _scale(what, x):
         raise UserError(f"{what} hold NaN or infinite pixels, the first in image {bad[0, 0]}")
     low, high = x.min().item(), x.max().item()
     whole = not x.is_floating_point() or bool((x == x.round()).all())
-    if low < 0 and x.is_floating_point(): return None
+    if -_MOST < low < 0 and high < _MOST and x.is_floating_point(): return None
     if 0 <= low and 1 < high <= 255 and whole: return 255
     if 0 <= low and 0 < high <= 1 and x.is_floating_point(): return 1
     raise UserError(f"{what} are {str(x.dtype).removeprefix('torch.')} from {low:.3g} to "
@@ -143,6 +145,7 @@ def _published_order(data, classes):
 def _without_names(dataset, data, classes):
     "The order of labels that come without names, and whose it is."
     order = _published_order(data, classes)
+    if getattr(dataset, "counted", False): return [*range(len(classes))], "of the file"
     numbered, all_published = all(c.isdigit() for c in classes), {**IMAGENET_SUBSETS, **PUBLISHED}
     own = data not in all_published
     if order and not (own or numbered):

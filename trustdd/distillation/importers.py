@@ -36,36 +36,38 @@ class _Target(NamedTuple):
     mean:tuple
     std:tuple
     source:str
+    counted:bool=False # only their number was given, so the names of the classes are made up
 
 def _class_list(classes):
     "(their number, their names), each None if it is not given."
     if classes is None: return None, None
     names = [str(c) for c in ([classes] if isinstance(classes, (int, str)) else classes)]
     if len(set(names)) < len(names): raise UserError(f"classes = {classes} name one twice")
+    if names in ([], ["0"], ["1"]): raise UserError(f"classes = {classes} must be 2 or more")
     return (int(names[0]), None) if len(names) == 1 and names[0].isdigit() else (len(names), names)
 
 def _shape(shape):
     if shape is None: return None
-    found = tuple(int(v) for v in finite_numbers("shape", shape, 3))
-    if found[0] not in (1, 3) or found[1] != found[2] or found[1] < 1:
-        raise UserError(f"shape = {shape} must be C,H,W with 1 or 3 channels and H = W")
-    return found
+    try: found = tuple(map(int, shape.split(",") if isinstance(shape, str) else shape))
+    except (TypeError, ValueError): found = ()
+    if len(found) == 3 and found[0] in (1, 3) and found[1] == found[2] > 0: return found
+    raise UserError(f"shape = {shape} must be C,H,W with 1 or 3 channels and H = W")
 
 # %% ../../nbs/distillation/50_importers.ipynb #a1c786f6
 def _target(name, got, classes, shape, mean, std, root):
     "The data set, or what is given of it."
     (k, names), shape = _class_list(classes), _shape(shape)
     if (k or got.classes) and shape and mean is not None:
-        names = names or (None if k else got.classes) or [str(c) for c in range(k)]
+        theirs = got.classes if k in (None, len(got.classes or ())) else None
+        counted, names = not (names or theirs), names or theirs or [str(c) for c in range(k)]
         said = f"{name}, which was not at hand when the set was imported"
         mean, std = (finite_numbers(w, v, shape[0]) for w, v in (("mean", mean), ("std", std)))
-        return _Target(name, shape, tuple(names), mean, std, said)
+        return _Target(name, shape, tuple(names), mean, std, said, counted)
     try: dataset = load_dataset(name, root)
     except UserError as e:
         parts = (("classes", classes or got.classes), ("shape C,H,W", shape), ("mean", mean))
         more = ", ".join(f"--{n}" for n, v in parts if v is None).replace("mean", "mean, --std")
-        why = str(e).split(";")[0]
-        raise UserError(f"{why}; to import without it, add {more}") from None
+        raise UserError(f"{str(e).split(';')[0]}; to import without it, add {more}") from None
     k = None if names else k # names are held against the data set's when labels are
     for what, a, b in (("classes", k, len(dataset.classes)), ("shape", shape, dataset.shape)):
         if a not in (None, b): raise UserError(f"{what} = {a}, but dataset {name!r} has {b}")
@@ -84,8 +86,7 @@ _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="
 
 def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None, absent=None):
     "`UserError` that names what a set needs beside its files; `absent()` says if the data set is."
-    near = beside(file)
-    near = near.name if near else "a file of them"
+    near = getattr(beside(file), "name", "a file of them")
     asked = ((got.labels is None, f"--labels FILE ({near} is not beside it)"),
              (dataset is None, "--dataset NAME"),
              (recipe is None, "--recipe dc, dsa or mtt (how networks are trained on it)"),
@@ -110,8 +111,9 @@ def _ipc(file, labels, k, asked, named, remarks) -> int:
     said = f"ipc = {asked!r}" if asked is not None else f"{file} says {named} ipc"
     wrong = asked if asked is not None else named
     if wrong is not None and wrong not in (few, len(labels) // k):
-        raise UserError(f"{said}, but it holds {few}{f' to {many}' * (few < many)} images per class"
-                        + "; if that is right, add --ipc" * (asked is None))
+        each = f"{few}{f' to {many}' * (few < many)} image{'s' * (many > 1)} per class"
+        more = "; if that is right, add --ipc" * (asked is None)
+        raise UserError(f"{said}, but it holds {each}{more}")
     return max(1, few, wrong or 0)
 
 # %% ../../nbs/distillation/50_importers.ipynb #b0d3a533
@@ -226,24 +228,23 @@ def import_set(
     check_statistics(mean, std)
     check_name(first, named, name)
     kept = kept_statistics(mean, std, got.statistics)
-    def absent():
-        given = isinstance(dataset, Dataset)
-        return "" if given else _absent(name, got, classes, shape, *kept, root)
+    given = isinstance(dataset, Dataset)
+    def absent(): return "" if given else _absent(name, got, classes, shape, *kept, root)
     method, recipe, zca = _identified(got, named, name, method, recipe, soft, outliers, zca, mean,
                                       absent, remarks)
     kind = kind_of_outliers(outliers, got.outliers is not None, first)
-    if not isinstance(dataset, Dataset): dataset = _target(name, got, classes, shape, *kept, root)
+    if not given: dataset = _target(name, got, classes, shape, *kept, root)
     if zca and mean is not None and isinstance(dataset, Dataset):
         raise UserError("zca with mean and std: whitened images are not normalised by them; "
                         "leave out one or the other")
     mean, std = _statistics(got, dataset, *kept, method, zca, remarks)
-    like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source)
+    like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source,
+                   getattr(dataset, "counted", False))
     x, y, rows, out, meaning = _fitting(first, got, like, kind, classes, soft, zca, remarks)
     if got.n > 1 and index is None:
         remarks.append(f"experiment 1 of {got.n} (index 0) is taken, --index chooses another")
-    n = _ipc(first, y, len(dataset.classes), ipc, named.ipc, remarks)
     exp = _experiment(recipe, len(out), len(dataset.classes), fields, dataset=name, outliers=kind,
-                      ipc=n, zca=zca)
+                      ipc=_ipc(first, y, len(dataset.classes), ipc, named.ipc, remarks), zca=zca)
     for text in remarks: warnings.warn(f"{first.name}: {text}", stacklevel=2)
     made = _made(exp, dataset, got, remarks, method, recipe, claim, meaning)
     return DistilledSet(x, y, out, dataset.classes, mean, std, made, got.lr, rows)

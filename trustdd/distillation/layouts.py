@@ -71,6 +71,7 @@ def _claims(content, index, n) -> dict:
     "Network -> accuracies in percent that the file claims for experiment `index` of `n`."
     found, accuracies = {}, content.get("accs_all_exps")
     for model, values in (accuracies if isinstance(accuracies, dict) else {}).items():
+        if isinstance(values, torch.Tensor): values = values.flatten().tolist()
         if not isinstance(values, (list, tuple)): continue
         values = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
         each = len(values) // n
@@ -80,6 +81,12 @@ def _claims(content, index, n) -> dict:
 
 # %% ../../nbs/distillation/47_layouts.ipynb #83c402c7
 _LABELS = re.compile(r"(^|_)(y|labels?|targets?)($|_|\d)", re.I)
+
+def _class_names(x):
+    "Names of classes in the order of the labels; None if it is no list of texts."
+    if hasattr(x, "tolist"): x = x.tolist()
+    good = isinstance(x, (list, tuple)) and x and all(isinstance(c, str) for c in x)
+    return tuple(x) if good else None
 
 def _unnamed(parts):
     "What `np.savez` without names holds, in words: which array is of images; \"\" if not clear."
@@ -93,15 +100,17 @@ def _named(content, file):
     parts = {str(k): stacked(v) for k, v in content.items()}
     unnamed = _unnamed(parts)
     y = [k for k, v in parts.items() if (unnamed or _LABELS.search(k)) and dims(v) in (1, 2)]
-    x = [k for k, v in parts.items() if k not in y and dims(v) >= 3]
+    x = [k for k, v in parts.items() if k not in (*y, "mean", "std") and dims(v) >= 3]
+    for k in (k for k, v in parts.items() if not y and _LABELS.search(k) and _class_names(v)):
+        raise UserError(f"{file}: {k} holds texts; needed are whole numbers or soft labels")
     lr = next((parts[k] for k in ("lr", "syn_lr") if k in parts), None)
     if len(x) == 1 and len(y) <= 1: return parts[x[0]], parts[y[0]] if y else None, lr
     shapes = [f"{k} {tuple(v.shape)}" for k, v in parts.items() if dims(v)]
-    if shapes: said = f"{file} holds {', '.join(shapes[:6])}"
-    else: said = f"{file} holds {kind_of(content)}"
+    said = ", ".join(shapes[:6]) or kind_of(content)
     many = "more than one array could be the images or the labels" if x else "none is of images"
-    raise UserError(f"{said}: {many}; needed are images (n, C, H, W) and labels, called so, or "
-                    "data, a list of [images, labels] (res_*.pt)")
+    if not x and any(dims(v) == 2 for v in parts.values()): many += ", but of vectors or numbers"
+    raise UserError(f"{file} holds {said}: {many}; needed are images (n, C, H, W) and labels, "
+                    "called so, or data, a list of [images, labels] (res_*.pt)")
 
 # %% ../../nbs/distillation/47_layouts.ipynb #697afada
 def _sequence(content, file):
@@ -131,10 +140,12 @@ class ForeignSet(NamedTuple):
     note:str=""             # what was assumed in reading
 
 # %% ../../nbs/distillation/47_layouts.ipynb #8f29c9e6
-def _class_names(x):
-    "Names of classes in the order of the labels; None if it is no list of texts."
-    good = isinstance(x, (list, tuple)) and x and all(isinstance(c, str) for c in x)
-    return tuple(x) if good else None
+def _about(content) -> dict:
+    "What a dictionary says of its images: normalisation, whitening, names of classes."
+    white, names = content.get("zca"), content.get("classes", content.get("class_names"))
+    stats = tuple(content[k] for k in ("mean", "std") if k in content)
+    return dict(statistics=stats or None, classes=_class_names(names),
+                whitened=bool(dims(white) == 0 and white == True) or None)
 
 def _from_tensor(images, file, labels, index):
     "Images alone in a file, their labels in another."
@@ -163,11 +174,8 @@ def _from_pairs(content, file, index):
     images, labels = _pair(pairs, "data", file, index)
     outliers = None
     if "data_oe" in content: outliers = _pair(content["data_oe"], "data_oe", file, index)[0]
-    stats = tuple(content[k] for k in ("mean", "std") if k in content)
     return ForeignSet(images, labels, "dc", {"images": file}, outliers, None, index, len(pairs),
-                      _claims(content, index, len(pairs)), statistics=stats or None,
-                      whitened=content.get("zca") is True or None,
-                      classes=_class_names(content.get("classes")))
+                      _claims(content, index, len(pairs)), **_about(content))
 
 # %% ../../nbs/distillation/47_layouts.ipynb #7ab89b87
 def _one(file, labels, index):
@@ -179,13 +187,13 @@ def _one(file, labels, index):
         return ForeignSet(x, y, "folder", {"images": file}, classes=classes)
     content = read_file(file)
     if isinstance(content, torch.Tensor): return _from_tensor(content, file, labels, index)
-    lr, note = None, ""
+    lr, note, about = None, "", {}
     if isinstance(content, (list, tuple)):
         x, y = _sequence(content, file) or (None, None)
         if x is None: content = dict(data=content)
     dc = isinstance(content, dict) and "data" in content and not dims(content["data"])
     if isinstance(content, dict) and not dc:
-        (x, y, lr), note = _named(content, file), _unnamed(content)
+        (x, y, lr), note, about = _named(content, file), _unnamed(content), _about(content)
     elif not isinstance(content, (dict, list, tuple)):
         raise UserError(f"{file} holds {kind_of(content)}; needed are images and labels")
     if labels and (dc or y is not None):
@@ -193,7 +201,7 @@ def _one(file, labels, index):
     if dc: return _from_pairs(content, file, index)
     if y is None: return _from_tensor(x, file, labels, index)._replace(lr=lr)
     if index is not None: raise UserError(f"index = {index!r}, but {file} holds one set")
-    return ForeignSet(x, y, "arrays", {"images": file}, lr=lr, note=note)
+    return ForeignSet(x, y, "arrays", {"images": file}, lr=lr, note=note, **about)
 
 # %% ../../nbs/distillation/47_layouts.ipynb #c640d107
 def _outliers_in(file, index):
@@ -209,8 +217,8 @@ def _joined(parts):
         shapes = {tuple(x.shape[1:]) for p in parts if dims(x := getattr(p, what))}
         n = sum(dims(getattr(p, what)) > 0 for p in parts)
         if len(shapes) > 1 or n not in (0, len(parts)) or len({p.classes for p in parts}) > 1:
-            raise UserError(f"{what} of {parts[0].files['images']} and the other {len(parts) - 1} "
-                            "files do not fit together")
+            raise UserError(f"{what} of {parts[0].files['images']} and of the other files do not "
+                            "fit together")
     def all_of(what):
         found = [getattr(p, what) for p in parts]
         return torch.cat(found) if all(dims(x) for x in found) else None

@@ -16,6 +16,7 @@ import torch
 from ..core.checks import check_choice, UserError
 from ..core.randomness import balanced_draw
 from ..core.storage import atomic_write, writable
+from ..data.names import short_name
 from .logits import Logits
 from .scores import SCORES
 
@@ -28,7 +29,7 @@ def as_networks(
     several = [nets] if alone or isinstance(nets, torch.nn.Module) else list(nets)
     if not several: raise UserError("nets to evaluate: none were given")
     wrong = [type(n).__name__ for n in several
-             if not (callable(n) and hasattr(n, "eval"))]
+             if isinstance(n, type) or not (callable(n) and hasattr(n, "eval"))]
     if wrong: raise UserError(f"nets to evaluate: {wrong[0]} is no network; give torch.nn.Modules, "
                               "or a dictionary of logits")
     return several
@@ -76,7 +77,11 @@ def logits_from_arrays(
 ) -> Logits:
     "Logits that were computed elsewhere, with the balanced draws of `collect_logits`."
     given = dict(arrays)
-    labels = torch.as_tensor(given.pop("labels", dataset.test_labels)).long().cpu()
+    labels = _whole(given.pop("labels", dataset.test_labels))
+    for name in given:
+        if name in ("near", "far", "mean", "noise") or {"/", "\\"} & set(name):
+            raise UserError(f"logits of a set called {name!r}, as groups of results or paths are; "
+                            "call it something else")
     values = {name: _stacked(name, x, len(dataset.classes)) for name, x in given.items()}
     for name in ("in", *needed): check_choice("logits", name, values)
     n_nets, n_in = values["in"].shape[:2]
@@ -97,9 +102,18 @@ def logits_from_arrays(
     return Logits({k: values[k] for k in ("in", *ood)}, labels, idx_in, idx_out, about)
 
 # %% ../../nbs/evaluation/54_any_network.ipynb #855a910b
+def _whole(labels):
+    "Labels as int64; `UserError` for others than whole numbers."
+    y = torch.as_tensor(labels).cpu()
+    if y.is_floating_point() and not torch.equal(y, y.round()):
+        raise UserError("labels of the logits must be whole numbers, a class for each image")
+    return y.long()
+
 def _stacked(name, x, k):
     "Logits as (networks, n, k) float32."
-    x = torch.as_tensor(x).detach().cpu().float()
+    try: x = torch.as_tensor(x).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"logits of {name!r} are no array of numbers") from None
     if x.ndim == 2: x = x[None]
     if x.ndim != 3 or x.shape[2] != k or not x.numel():
         raise UserError(f"logits of {name!r} have shape {tuple(x.shape)}; "
@@ -115,13 +129,13 @@ def export_scores(
 ) -> list:
     "Write NAME.npz (pred, conf, label, logits) for every set; the paths of the files."
     check_choice("score", score, SCORES)
-    files = []
+    files, own = [], short_name(logits.about["sources"]["in"]["name"])
     for net in range(logits.n_nets):
         home = writable(Path(folder)/f"network{net}" if logits.n_nets > 1 else Path(folder))
         for name, z in logits.values.items():
             inside, z = name == "in", z[net]
             label = logits.labels if inside else torch.full((len(z),), -1)
-            files.append(home/f"{logits.about['sources']['in']['name'] if inside else name}.npz")
+            files.append(home/f"{own if inside else name}.npz")
             _write_npz(files[-1], pred=z.argmax(1), conf=SCORES[score](z), label=label, logits=z)
     return files
 

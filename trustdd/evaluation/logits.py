@@ -32,6 +32,14 @@ def normaliser(
     return SimpleNamespace(normalise=normalise)
 
 # %% ../../nbs/evaluation/53_logits.ipynb #630bb19b
+def _only_logits(z):
+    "What a network returned; `UserError` unless it is one row of numbers for each image."
+    if isinstance(z, torch.Tensor) and z.ndim == 2: return z
+    what = f"a tensor (n, {', '.join(map(str, z.shape[1:]))})" if hasattr(z, "shape") else (
+        f"a {type(z).__name__}")
+    raise UserError(f"the network returns {what}; needed are logits (n, classes), so wrap it in "
+                    "a module that returns these alone")
+
 def predict(
     net,           # network from normalised images to logits
     images,        # uint8 (n, C, H, W), n of 1 or more
@@ -42,9 +50,12 @@ def predict(
     "Logits, float32 (n, k) on the CPU. Raises `UserError` if they are not finite."
     device, training, parts = pick_device(device), net.training, []
     net.to(device).eval()
+    weights = (p.dtype for p in getattr(net, "parameters", tuple)() if p.is_floating_point())
+    kind = next(weights, torch.float32)
     with torch.inference_mode(), arithmetic(device):
         for x in images.split(batch):
-            parts.append(net(dataset.normalise(to_device(x, device)).to(device)))
+            x = dataset.normalise(to_device(x, device)).to(device, kind)
+            parts.append(_only_logits(net(x)))
     net.train(training)
     logits = torch.cat(parts).float().cpu()
     if not logits.isfinite().all():

@@ -109,7 +109,9 @@ def load_ood_sets(
     root=None,  # where the data sets are
 ) -> tuple:
     "(name -> images, name -> source, \"in\" -> warning, \"\" -> what a suite lacks)."
-    images, sources = (ood, dict.fromkeys(ood, "")) if isinstance(ood, dict) else ({}, {})
+    given = ood if isinstance(ood, dict) else {}
+    images = {name: torch.as_tensor(x) for name, x in given.items()}
+    sources = dict.fromkeys(images, "")
     names, shared = () if images else _suite_or_names(ood, dataset.name, root, sources), {}
     for asked in names:
         if (name := short_name(asked)) in images:

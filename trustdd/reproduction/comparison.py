@@ -21,7 +21,7 @@ from ..distillation.distillation import distill
 from ..evaluation.bootstrap import fair_terms, paired_differences, signed
 from ..evaluation.evaluation import evaluate, resolve_eval_data
 from ..evaluation.image_scores import Scores, scores_from_logits
-from ..evaluation.logits import Logits
+from ..evaluation.logits import image_counts, Logits
 from ..evaluation.report import mean_std, Report, report_from_logits
 from .artifacts import file_names
 from .figures import as_base64
@@ -151,7 +151,7 @@ def _row(place, e, entrants) -> dict:
     "One line of the table: (mean, deviation) pairs, or plain values; None where there is none."
     r, random = e.report, _reference_of(e, entrants)
     whole = next((o for o in entrants if o.syn is None), None)
-    gap = random and random is not e and r.accuracy_mean - random.report.accuracy_mean
+    gap = None if random in (None, e) else r.accuracy_mean - random.report.accuracy_mean
     share = whole and 100 * r.accuracy_mean / whole.report.accuracy_mean
     means = {k: r.mean_over_sets("msp", metric, group) if r.groups[group] else None
              for k, (group, metric) in MEANS.items()}
@@ -159,7 +159,7 @@ def _row(place, e, entrants) -> dict:
     return dict(
         place=place, set=e.name, images=len(e.syn.images) if e.syn else "all",
         outliers=len(e.syn.outliers) if e.syn else 0, accuracy=mean_std(r.accuracy),
-        over_random=gap or None, recovered=share, plain=e.plain,
+        over_random=gap, recovered=share, plain=e.plain,
         auroc=_fair_auroc(e, _fair_sets(entrants)), **means,
         ece=r.calibration["ece"], kin=", ".join(r.kin), with_kin=", ".join(with_kin))
 
@@ -186,11 +186,12 @@ class Comparison:
     gaps:dict       # (A, B) -> the paired `Difference` in what they are ranked by, or None
     pairs:list      # one dictionary for each pair, in the same order
     page:Path       # `index.html`; beside it `comparison.csv` and `differences.csv`
+    notes:tuple=()  # which OOD sets of a suite are missing, which sets are too small
 
     def __str__(self):
         heads = _heads(self.rows)
         table = to_text([list(heads.values()), *(_cells(row, heads) for row in self.rows)])
-        return "\n".join(filter(None, [table, _kin_note(self.rows)]))
+        return "\n".join(filter(None, [table, _kin_note(self.rows), *self.notes]))
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #b4d0a144
 def compare(
@@ -216,7 +217,7 @@ def compare(
     out = writable(out)
     entrants = [_measured(name, syn, from_dict(to_dict(syn.experiment) | recipe), out, options)
                 for name, syn in sets.items()]
-    for ipc in sorted({len(s.images) // s.n_classes for s in sets.values()}):
+    for ipc in sorted({max(1, len(s.images) // s.n_classes) for s in sets.values()}):
         for method in name_tuple("references", references):
             exp = Experiment(**recipe | dict(method=method, outliers="none", ipc=ipc))
             drawn = distill(exp, device=device, root=root, progress=False)
@@ -228,20 +229,21 @@ def compare(
     pairs = [_pair(a, b, gaps, by) for (_, a), (_, b) in combinations(ranked, 2)]
     atomic_write(out/"comparison.csv", rows_to_csv(rows))
     atomic_write(out/"differences.csv", rows_to_csv(pairs, PAIR))
-    atomic_write(out/"index.html", _page([e for _, e in ranked], rows, pairs, BY[by], recipe))
-    return Comparison(rows, gaps, pairs, out/"index.html")
+    notes = image_counts(entrants[0].report.sources)[1:]
+    page = _page([e for _, e in ranked], rows, pairs, BY[by], recipe, notes)
+    atomic_write(out/"index.html", page)
+    return Comparison(rows, gaps, pairs, out/"index.html", tuple(notes))
 
 # %% ../../nbs/reproduction/92_comparison.ipynb #2c97b617
-def _page(entrants, rows, pairs, statistic, recipe) -> str:
+def _page(entrants, rows, pairs, statistic, recipe, notes) -> str:
     "The page as HTML."
     import jinja2
     env = jinja2.Environment(loader=jinja2.PackageLoader("trustdd"), autoescape=True)
     heads, tested = _heads(rows), entrants[0].report.sources
     cells = [(_cells(row, heads), e.reference) for row, e in zip(rows, entrants)]
     sources = [about["source"] for about in (tested["in"], *tested["ood"].values())]
-    if "missing" in tested: sources.append(tested["missing"])
     return env.get_template("comparison.html.j2").render(
         dataset=tested["in"]["name"], heads=heads.values(), rows=cells, pairs=pairs, signed=signed,
         statistic=statistic, fair=_fair_sets(entrants), kin=_kin_note(rows), recipe=recipe,
         pictures=[(e.name, as_base64(set_picture(e.syn, 10, 4))) for e in entrants if e.syn],
-        sources=sources)
+        sources=[*sources, *notes])

@@ -24,6 +24,7 @@ from ..data.distilled_set import DistilledSet
 from ..data.identity import identity_of
 from ..data.pixels import as_pixels
 from ..data.sources import check_text, list_images
+from ..distillation.foreign_files import check_foreign
 from ..evaluation.rejector import Rejector
 from ..evaluation.scores import SCORES
 from ..evaluation.thresholds import check_accept
@@ -46,6 +47,8 @@ def _real_images(
     if exp.holdout and holdout not in (None, exp.holdout):
         raise UserError(f"holdout = {holdout}, but the set was distilled with {exp.holdout}: "
                         "only the images held out then trained nothing")
+    if holdout is not None and not 0 < holdout < 1:
+        raise UserError(f"holdout = {holdout} must lie between 0 and 1")
     data = load_dataset(dataset or exp.dataset)
     held_out = data.holdout(exp.holdout or (0.2 if holdout is None else holdout), 0)
     seen = identity_of(held_out if exp.holdout else data)
@@ -88,6 +91,7 @@ class Reject:
         check_choice("score", self.score, SCORES)
         pick_device(self.device)
         check_networks(self.n_nets, self.seed) # before a folder is made
+        check_foreign(self.file)
         syn = with_epochs(DistilledSet.load(self.file), self.epochs)
         data, held_out, note = _real_images(syn, self.dataset, self.holdout)
         with warnings.catch_warnings(record=True) as said: # refused before any work

@@ -112,17 +112,9 @@ class Evaluate(Work):
         return 0
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #0dfd9dfb
-def _check_ours(file):
-    "`UserError` that says to import a file of another code first."
-    from trustdd.data.distilled_set import set_file
-    from trustdd.distillation.foreign_files import NPY, NPZ, TORCH, what_is
-    what = what_is(set_file(file)) # a run's folder has a set in it
-    if what not in (NPY, NPZ, TORCH, "a folder"): return
-    raise UserError(f"{file} is {what}, not a safetensors file of TrustDD; import it first: "
-                    f"trustdd import {file} --dataset NAME --out NAME.safetensors")
-
 def _check_request(asked):
     "`UserError` for what an `Evaluate` cannot do."
+    from trustdd.distillation.foreign_files import check_foreign
     from trustdd.evaluation.scores import AUPR_RULES, FPR95_RULES
     check_choice("select", asked.select, ("last", "best_on_test"))
     check_choice("fpr95", asked.fpr95, FPR95_RULES)
@@ -132,7 +124,7 @@ def _check_request(asked):
     if asked.time_budget and not asked.out:
         raise UserError("--time-budget needs --out FOLDER, in which unfinished work is kept")
     if asked.out: _check_place(Path(asked.out))
-    _check_ours(asked.file)
+    check_foreign(asked.file)
 
 # %% ../../nbs/reproduction/96_set_commands.ipynb #005ab630
 def _as_the_data_set_counts(syn, dataset):
@@ -188,12 +180,13 @@ class Show(Command):
     def run(self, fields) -> int:
         "Prints where the picture is."
         from trustdd.data.distilled_set import DistilledSet, set_file
+        from trustdd.distillation.foreign_files import check_foreign
         from trustdd.reproduction.figures import render
         from trustdd.reproduction.image_panels import set_picture
         if min(self.classes, self.rows) < 1:
             raise UserError("--classes and --rows must be 1 or more")
-        syn = DistilledSet.load(self.file)
-        file = set_file(self.file)
+        check_foreign(self.file)
+        syn, file = DistilledSet.load(self.file), set_file(self.file)
         out = Path(self.out or file.with_suffix(".png")).resolve()
         if out == file.resolve():
             raise UserError(f"--out {self.out} is the distilled set itself; name a picture")
@@ -232,10 +225,11 @@ class Compare(Work):
 
     def run(self, fields) -> int:
         "Prints the ranking, and where the page is."
+        from trustdd.distillation.foreign_files import check_foreign
         from trustdd.reproduction.comparison import compare, full_experiment
         from trustdd.reproduction.runs import load_or_run
         chosen = dict(ood=self.ood) if self.ood else {}
-        for file in self.files: _check_ours(file)
+        for file in self.files: check_foreign(file)
         whole = None
         if self.full:
             asked = full_experiment(self.files[0], self.n_nets, self.seed, **chosen)
