@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'check_choice', 'check_int', 'check_number', 'name_tuple', 'whole_numbers', 'regular_file', 'from_json',
-           'read_json']
+           'read_json', 'patch']
 
 # %% ../../nbs/core/01_checks.ipynb #75372144
 import json, math, os, stat
@@ -119,3 +119,16 @@ def from_json(text:str):
 def read_json(path):
     "The value in a JSON file; `OSError` or `ValueError` if it cannot be had."
     return from_json(regular_file(path).read_text(encoding="utf-8"))
+
+# %% ../../nbs/core/01_checks.ipynb #a7d10c03
+def patch(
+    method, # a function, property or classmethod; its first parameter is annotated with the class
+):
+    "Make it a method of that class; the name keeps what it meant in the module before."
+    f = method
+    for inside in ("fget", "func", "__func__"): f = getattr(f, inside, f)
+    cls = next(iter(f.__annotations__.values()))
+    f.__qualname__ = f"{cls.__name__}.{f.__name__}"
+    setattr(cls, f.__name__, method)
+    if hasattr(method, "__set_name__"): method.__set_name__(cls, f.__name__)
+    return f.__globals__.get(f.__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.checks import check_choice, check_number, UserError
+from ..core.checks import check_choice, check_number, patch, UserError
 from ..core.experiment import Settings, settings
 from ..core.randomness import stream, to_device
 from ..core.storage import cache_file, data_root
@@ -48,13 +48,6 @@ def stratify(
         held.append(members[:n])
         kept.append(members[n:])
     return torch.cat(kept).sort().values, torch.cat(held).sort().values
-
-# %% ../../nbs/data/09_dataset.ipynb #fc07c9ee
-@cache
-def _column(values:tuple, device) -> torch.Tensor:
-    "A value for each channel as (C, 1, 1) on `device`, sent there once."
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 # %% ../../nbs/data/09_dataset.ipynb #453c6f83
 @dataclass(frozen=True, eq=False)
@@ -92,39 +85,6 @@ class Dataset:
     def of_class(self, c:int) -> torch.Tensor:
         "Indices of the training images of class `c`, ascending."
         return self._members[c]
-
-    def normalise(self,
-        x:torch.Tensor, # (..., C, H, W): uint8, or float in [0, 1]
-        device=None,    # where to put them; where they are if None
-    ) -> torch.Tensor:
-        "Images as normalised float32 (whitened, if `zca` is set)."
-        x = to_device(x, device) if device is not None else x
-        if self.zca is not None: return self.zca.apply(x)
-        mean, std = (_column(tuple(v), x.device) for v in (self.mean, self.std))
-        if x.dtype != torch.uint8: return (x.float() - mean) / std
-        return x.float().div_(255).sub_(mean).div_(std) # one float copy, not four
-
-    def denormalise(self,
-        x:torch.Tensor, # (..., C, H, W), normalised
-    ) -> torch.Tensor:
-        "Normalised images back in [0, 1], clipped."
-        if self.zca is not None: return self.zca.undo(x).clamp(0, 1)
-        mean, std = (_column(tuple(v), x.device) for v in (self.mean, self.std))
-        return (x * std + mean).clamp(0, 1)
-
-    def holdout(self,
-        fraction:float, # of each class, between 0 and 1
-        seed:int,       # of the draw
-    ) -> "Dataset":
-        "Its training images alone, a part of each class as test images; not for a whitened set."
-        return _held_out(self, fraction, seed)
-
-    def whitened(self,
-        root=None,      # the data folder, which keeps the map; `data_root()` if None
-    ) -> "Dataset":
-        "The same images, which `normalise` whitens by ZCA fitted on the training images."
-        if self.zca is not None: return self
-        return _with_whitening(self, Path(root or data_root()).expanduser().resolve())
 
 # %% ../../nbs/data/09_dataset.ipynb #2b91f0e7
 def _pixels(what, x):
@@ -186,18 +146,52 @@ def from_tensors(
     given = f"{name}: {len(x):,} training and {len(t):,} test images given as tensors"
     return Dataset(name, x, y, t, u, classes, *_channel_stats(x), source or given)
 
+# %% ../../nbs/data/09_dataset.ipynb #fc07c9ee
+@cache
+def _column(values:tuple, device) -> torch.Tensor:
+    "A value for each channel as (C, 1, 1) on `device`, sent there once."
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+# %% ../../nbs/data/09_dataset.ipynb #b09d0001
+@patch
+def normalise(self:Dataset,
+    x:torch.Tensor, # (..., C, H, W): uint8, or float in [0, 1]
+    device=None,    # where to put them; where they are if None
+) -> torch.Tensor:
+    "Images as normalised float32 (whitened, if `zca` is set)."
+    x = to_device(x, device) if device is not None else x
+    if self.zca is not None: return self.zca.apply(x)
+    mean, std = (_column(tuple(v), x.device) for v in (self.mean, self.std))
+    if x.dtype != torch.uint8: return (x.float() - mean) / std
+    return x.float().div_(255).sub_(mean).div_(std) # one float copy, not four
+
+# %% ../../nbs/data/09_dataset.ipynb #b09d0003
+@patch
+def denormalise(self:Dataset,
+    x:torch.Tensor, # (..., C, H, W), normalised
+) -> torch.Tensor:
+    "Normalised images back in [0, 1], clipped."
+    if self.zca is not None: return self.zca.undo(x).clamp(0, 1)
+    mean, std = (_column(tuple(v), x.device) for v in (self.mean, self.std))
+    return (x * std + mean).clamp(0, 1)
+
 # %% ../../nbs/data/09_dataset.ipynb #4d069d44
-def _held_out(dataset:Dataset, fraction, seed) -> Dataset:
-    "The training images, divided into training and test images."
-    if dataset.zca is not None:
-        raise UserError(f"{dataset.name} is whitened by all of its training images; "
+@patch
+def holdout(self:Dataset,
+    fraction:float, # of each class, between 0 and 1
+    seed:int,       # of the draw
+) -> Dataset:
+    "Its training images alone, a part of each class as test images; not for a whitened set."
+    if self.zca is not None:
+        raise UserError(f"{self.name} is whitened by all of its training images; "
                         "hold out first, then whiten: holdout(...).whitened()")
     if not 0 < fraction < 1: raise UserError(f"fraction = {fraction!r} must lie between 0 and 1")
-    x, y = dataset.images, dataset.labels
+    x, y = self.images, self.labels
     kept, held = stratify(y, fraction, seed, "holdout")
-    source = (f"{dataset.source}; of its training images {len(held):,} are held out "
+    source = (f"{self.source}; of its training images {len(held):,} are held out "
               f"as test images (seed {seed})")
-    return from_tensors(dataset.name, x[kept], y[kept], x[held], y[held], dataset.classes, source)
+    return from_tensors(self.name, x[kept], y[kept], x[held], y[held], self.classes, source)
 
 # %% ../../nbs/data/09_dataset.ipynb #3b43b0e8
 def _mapped(split, classes):
@@ -227,14 +221,18 @@ def from_splits(
     return from_tensors(name, x, y, t, u, classes, source)
 
 # %% ../../nbs/data/09_dataset.ipynb #89aa6ba9
-def _with_whitening(dataset:Dataset, root:Path) -> Dataset:
-    "The same images with the whitening map of exactly these, kept in the data folder `root`."
-    x = dataset.images
+@patch
+def whitened(self:Dataset,
+    root=None,      # the data folder, which keeps the map; `data_root()` if None
+) -> Dataset:
+    "The same images, which `normalise` whitens by ZCA fitted on the training images."
+    if self.zca is not None: return self
+    x, root = self.images, Path(root or data_root()).expanduser().resolve()
     pixels = hashlib.sha256(x.cpu().contiguous().numpy().reshape(-1)).hexdigest()
-    path = cache_file(root, f"{dataset.name} zca {tuple(x.shape)} {pixels[:16]}")
-    source = (f"{dataset.source}; pixels are ZCA-whitened "
+    path = cache_file(root, f"{self.name} zca {tuple(x.shape)} {pixels[:16]}")
+    source = (f"{self.source}; pixels are ZCA-whitened "
               f"(eps 0.1, fitted on its {len(x):,} training images)")
-    return replace(dataset, zca=cached_zca(x, path), source=source)
+    return replace(self, zca=cached_zca(x, path), source=source)
 
 # %% ../../nbs/data/09_dataset.ipynb #0c09d5c0
 @settings("data")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.checks import from_json, UserError
+from ..core.checks import from_json, patch, UserError
 from ..core.experiment import Experiment, from_dict, MAIN
 from ..core.randomness import stream
 from ..core.storage import read_safetensors, write_safetensors
@@ -48,82 +48,27 @@ class DistilledSet:
         raise UserError("the distilled set does not say which experiment made it; "
                         "give its provenance an experiment: to_dict(Experiment(dataset=...))")
 
-    def __repr__(self): return _in_words(self)
-
-    def save(self,
-        path, # the file, usually NAME.safetensors
-    ):
-        "Write one safetensors file, whole or not at all; the same set gives the same bytes."
-        _save(self, path)
-
-    @classmethod
-    def load(cls,
-        path, # a file that `save` wrote, or the folder of a run
-    ) -> "DistilledSet":
-        "Read a file; raises `UserError` if it is missing, damaged, foreign or of another version."
-        path = set_file(path)
-        syn = cls(**_fields(path))
-        _check(syn, path)
-        return syn
-
-    @property
-    def card(self) -> dict:
-        "How the set is to be used, and who made it from what: a few words under each heading."
-        return card_of(self)
-
-    def export(self,
-        folder,         # where to write, made if missing
-        layout:str="dc",# dc, mtt or folder: as those codes, or CLASS/NAME.png
-    ) -> Path:
-        "Write the set in a layout that others read; returns the file or folder to import again."
-        return export_as(self, folder, layout)
-
-    def loader(self,
-        batch:int=256,          # images and outliers together
-        seed:int=0,             # of order and augmentation
-        outliers:bool=True,     # with the outliers, labelled -1
-        augmented:bool=True,    # as the experiment says
-    ) -> torch.utils.data.DataLoader:
-        "Batches of normalised images (b, C, H, W) and labels, (b,) or if soft (b, k)."
-        generator, strategy, align = stream(seed, "loader"), "none", True
-        if augmented: strategy, align = self.experiment.strategy, self.experiment.align_corners
-        return torch.utils.data.DataLoader(
-            _pairs(self, outliers), batch, shuffle=True, generator=generator,
-            collate_fn=partial(_augmented, strategy, align, generator))
-
-    def denormalise(self,
-        x:torch.Tensor, # (n, C, H, W) normalised
-    ) -> torch.Tensor:
-        "Colours in [0, 1], clipped. Whitened images need the real training images to undo it."
-        if self._whitened: return prepared(self.experiment).denormalise(x.cpu())
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1)
-                     for v in (self.mean, self.std))
-        return (x.cpu() * std + mean).clamp(0, 1)
-
-    @property
-    def _whitened(self) -> bool: return self.provenance.get("experiment", {}).get("zca", False)
-
-    def show(self,
-        n:int=10, # classes, at most
-    ) -> Image.Image:
-        "A small picture: the first image of each class, and below it the slot's first outlier."
-        return _picture(self, n)
-
-    def _repr_png_(self):
-        "The picture that a notebook shows; none of whitened images, which would need real ones."
-        if self._whitened: return None
-        data = io.BytesIO()
-        self.show().save(data, "png")
-        return data.getvalue()
-
 # %% ../../nbs/data/26_distilled_set.ipynb #0651f0f0
-def _in_words(syn) -> str:
-    "A distilled set in one line."
-    e = syn.provenance.get("experiment") or dict.fromkeys(MAIN)
-    method = syn.provenance.get("imported", {}).get("method") or e["method"]
-    return (f"DistilledSet({len(syn.images)} images and {len(syn.outliers)} outliers of "
-            f"{syn.shape}, {syn.n_classes} classes; {e['dataset']}, {method}, outliers "
+@patch
+def __repr__(self:DistilledSet):
+    e = self.provenance.get("experiment") or dict.fromkeys(MAIN)
+    method = self.provenance.get("imported", {}).get("method") or e["method"]
+    return (f"DistilledSet({len(self.images)} images and {len(self.outliers)} outliers of "
+            f"{self.shape}, {self.n_classes} classes; {e['dataset']}, {method}, outliers "
             f"{e['outliers']}, ipc {e['ipc']}, seed {e['seed']}, preset {e['preset']})")
+
+# %% ../../nbs/data/26_distilled_set.ipynb #d26c0002
+def _is_whitened(syn) -> bool: return syn.provenance.get("experiment", {}).get("zca", False)
+
+@patch
+def denormalise(self:DistilledSet,
+    x:torch.Tensor, # (n, C, H, W) normalised
+) -> torch.Tensor:
+    "Colours in [0, 1], clipped. Whitened images need the real training images to undo it."
+    if _is_whitened(self): return prepared(self.experiment).denormalise(x.cpu())
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1)
+                 for v in (self.mean, self.std))
+    return (x.cpu() * std + mean).clamp(0, 1)
 
 # %% ../../nbs/data/26_distilled_set.ipynb #bd8a5c8a
 def _firsts(syn, n:int) -> torch.Tensor:
@@ -134,15 +79,28 @@ def _firsts(syn, n:int) -> torch.Tensor:
         rows.append(syn.outliers[::len(syn.outliers) // syn.n_classes][:n])
     return torch.cat(rows)
 
-def _picture(syn, n:int) -> Image.Image:
-    "The picture of at most `n` classes, enlarged if the images are small."
-    n = min(n, syn.n_classes)
-    x, zoom = syn.denormalise(_firsts(syn, n)), max(1, 32 // syn.shape[1])
+# %% ../../nbs/data/26_distilled_set.ipynb #d26c0005
+@patch
+def show(self:DistilledSet,
+    n:int=10, # classes, at most
+) -> Image.Image:
+    "A small picture: the first image of each class, and below it the slot's first outlier."
+    n = min(n, self.n_classes)
+    x, zoom = self.denormalise(_firsts(self, n)), max(1, 32 // self.shape[1])
     x = x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=.7) # a grey frame around each
     strips = [torch.cat(list(row), 2) for row in (255 * x).round().to(torch.uint8).split(n)]
     pixels = torch.cat(strips, 1).permute(1, 2, 0).squeeze(2).numpy()
     return Image.fromarray(np.ascontiguousarray(pixels))
+
+# %% ../../nbs/data/26_distilled_set.ipynb #d26c0008
+@patch
+def _repr_png_(self:DistilledSet):
+    "The picture that a notebook shows; none of whitened images, which would need real ones."
+    if _is_whitened(self): return None
+    data = io.BytesIO()
+    self.show().save(data, "png")
+    return data.getvalue()
 
 # %% ../../nbs/data/26_distilled_set.ipynb #34f21aa2
 def _pairs(syn, outliers:bool) -> torch.utils.data.TensorDataset:
@@ -158,16 +116,34 @@ def _augmented(strategy, align_corners, generator, pairs):
     x, y = (torch.stack(part) for part in zip(*pairs))
     return augment(x, draw(strategy, len(x), generator), align_corners), y
 
+# %% ../../nbs/data/26_distilled_set.ipynb #d26c0009
+@patch
+def loader(self:DistilledSet,
+    batch:int=256,          # images and outliers together
+    seed:int=0,             # of order and augmentation
+    outliers:bool=True,     # with the outliers, labelled -1
+    augmented:bool=True,    # as the experiment says
+) -> torch.utils.data.DataLoader:
+    "Batches of normalised images (b, C, H, W) and labels, (b,) or if soft (b, k)."
+    generator, strategy, align = stream(seed, "loader"), "none", True
+    if augmented: strategy, align = self.experiment.strategy, self.experiment.align_corners
+    return torch.utils.data.DataLoader(
+        _pairs(self, outliers), batch, shuffle=True, generator=generator,
+        collate_fn=partial(_augmented, strategy, align, generator))
+
 # %% ../../nbs/data/26_distilled_set.ipynb #6e05552f
 _FORMAT = 1
 
-def _save(syn, path):
-    "Write one safetensors file."
-    meta = dict(format=_FORMAT, classes=list(syn.classes), mean=list(syn.mean),
-                std=list(syn.std), provenance=syn.provenance)
-    if syn.lr is not None: meta["lr"] = syn.lr
-    tensors = dict(images=syn.images, labels=syn.labels, outliers=syn.outliers)
-    if syn.soft is not None: tensors["soft"] = syn.soft
+@patch
+def save(self:DistilledSet,
+    path, # the file, usually NAME.safetensors
+):
+    "Write one safetensors file, whole or not at all; the same set gives the same bytes."
+    meta = dict(format=_FORMAT, classes=list(self.classes), mean=list(self.mean),
+                std=list(self.std), provenance=self.provenance)
+    if self.lr is not None: meta["lr"] = self.lr
+    tensors = dict(images=self.images, labels=self.labels, outliers=self.outliers)
+    if self.soft is not None: tensors["soft"] = self.soft
     write_safetensors(path, tensors, {"trustdd": json.dumps(meta, sort_keys=True)})
 
 # %% ../../nbs/data/26_distilled_set.ipynb #99693a03
@@ -243,3 +219,31 @@ def _fields(path) -> dict:
     fields = {k: tensors.get(k) for k in ("images", "labels", "outliers", "soft")}
     fields |= {k: tuple(meta[k]) for k in ("classes", "mean", "std")}
     return fields | dict(provenance=meta["provenance"], lr=meta.get("lr"))
+
+# %% ../../nbs/data/26_distilled_set.ipynb #d26c0011
+@patch
+@classmethod
+def load(cls:DistilledSet,
+    path, # a file that `save` wrote, or the folder of a run
+) -> DistilledSet:
+    "Read a file; raises `UserError` if it is missing, damaged, foreign or of another version."
+    path = set_file(path)
+    syn = cls(**_fields(path))
+    _check(syn, path)
+    return syn
+
+# %% ../../nbs/data/26_distilled_set.ipynb #d26c0013
+@patch
+@property
+def card(self:DistilledSet) -> dict:
+    "How the set is to be used, and who made it from what: a few words under each heading."
+    return card_of(self)
+
+# %% ../../nbs/data/26_distilled_set.ipynb #d26c0015
+@patch
+def export(self:DistilledSet,
+    folder,         # where to write, made if missing
+    layout:str="dc",# dc, mtt or folder: as those codes, or CLASS/NAME.png
+) -> Path:
+    "Write the set in a layout that others read; returns the file or folder to import again."
+    return export_as(self, folder, layout)

@@ -168,6 +168,7 @@ _PRESETS = {
     "paper": dict(iterations=1000, batch_real=256, batch_net=256),
 }
 
+# %% ../../nbs/distillation/38_gradient_matching.ipynb #c38e0003
 @dataclass(frozen=True)
 class GradientMatchingSettings(Settings):
     "How gradient matching distils (DC, Zhao et al. 2021; DSA, Zhao and Bilen 2021)."

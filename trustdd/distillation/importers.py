@@ -54,8 +54,9 @@ def _shape(shape):
     raise UserError(f"shape = {shape} must be C,H,W with 1 or 3 channels and H = W")
 
 # %% ../../nbs/distillation/50_importers.ipynb #a1c786f6
-def _target(name, got, classes, shape, mean, std, root):
-    "The data set, or what is given of it."
+def _target(dataset, name, got, classes, shape, mean, std, root):
+    "The data set, as given or by its name, or what is said of it."
+    if isinstance(dataset, Dataset): return dataset
     (k, names), shape = _class_list(classes), _shape(shape)
     if (k or got.classes) and shape and mean is not None:
         theirs = got.classes if k in (None, len(got.classes or ())) else None
@@ -73,10 +74,10 @@ def _target(name, got, classes, shape, mean, std, root):
         if a not in (None, b): raise UserError(f"{what} = {a}, but dataset {name!r} has {b}")
     return dataset
 
-def _absent(name, *target) -> str:
+def _absent(dataset, name, *more) -> str:
     "What to give if a data set is not at hand, else \"\"; one with a download is not looked for."
     if plain_name(name) in DOWNLOADS: return ""
-    try: _target(name, *target)
+    try: _target(dataset, name, *more)
     except UserError as e: return str(e)
     return ""
 
@@ -84,8 +85,8 @@ def _absent(name, *target) -> str:
 _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="arrays",
               folder="a folder of classes")
 
-def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None, absent=None):
-    "`UserError` that names what a set needs beside its files; `absent()` says if the data set is."
+def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None, target=()):
+    "`UserError` that names what a set needs beside its files, also for a data set not at hand."
     near = getattr(beside(file), "name", "a file of them")
     asked = ((got.labels is None, f"--labels FILE ({near} is not beside it)"),
              (dataset is None, "--dataset NAME"),
@@ -99,7 +100,7 @@ def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None,
     lacking = [words for missing, words in asked if missing]
     if not lacking: return
     n = len(got.images) if isinstance(got.images, torch.Tensor) and got.images.ndim else "no"
-    if absent and dataset and (said := absent()): lacking.append(said)
+    if target and dataset and (said := _absent(*target)): lacking.append(said)
     raise UserError(f"{file} holds {_WORDS[got.layout]}, {n} images; add {'; '.join(lacking)}")
 
 # %% ../../nbs/distillation/50_importers.ipynb #778e40fc
@@ -153,14 +154,14 @@ def _guess(got) -> int:
     if not isinstance(y, torch.Tensor) or not y.numel(): return 1
     return max(1, len(y) // (y.shape[1] if y.ndim == 2 else len(y.unique())))
 
-def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, absent, remarks):
+def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, target, remarks):
     "(method, recipe, whitened), by request, name and layout; `UserError` for all that is missing."
     file, method = got.files["images"], method or named.method
     recipe = recipe_of(recipe, method, got.layout)
     colours = isinstance(got.images, torch.Tensor) and got.images.numel() and got.images.min() >= 0
     unsure = recipe == "mtt" and mean is None and not colours
     white, said = whitening(zca, got, method, unsure and _usually_whitened(name, _guess(got)))
-    _check_missing(file, got, name, recipe, soft, outliers, white, mean, absent)
+    _check_missing(file, got, name, recipe, soft, outliers, white, mean, target)
     if said: remarks.append(said)
     if recipe == "mtt" and got.lr is None:
         remarks.append("lr = None: MTT learns a step size, and this set comes without it, so "
@@ -170,8 +171,11 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, abs
     return method or "unknown", recipe, white
 
 # %% ../../nbs/distillation/50_importers.ipynb #e84007db
-def _statistics(got, dataset, mean, std, method, zca, remarks):
-    "(mean, std) as given, or as the code or the data set has them; an assumption is remarked."
+def _normalised_as(got, name, dataset, mean, std, given, method, zca, remarks) -> _Target:
+    "With mean and std as given, or as the code or the data set has them; assumptions are remarked."
+    if zca and given and isinstance(dataset, Dataset):
+        raise UserError("zca with mean and std: whitened images are not normalised by them; "
+                        "leave out one or the other")
     theirs = got.layout in ("dc", "mtt") or str(method).lower() in ("dc", "dsa", "dm", "mtt")
     published = theirs and not zca and (got.outliers is None or "outliers" in got.files)
     mean, std, said = statistics_of(mean, std, dataset, published)
@@ -179,7 +183,8 @@ def _statistics(got, dataset, mean, std, method, zca, remarks):
         said = ("mean and std are taken from the data set. If the file was made with others, "
                 "give --mean and --std")
     if said: remarks.append(said)
-    return mean, std
+    counted = getattr(dataset, "counted", False)
+    return _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source, counted)
 
 # %% ../../nbs/distillation/50_importers.ipynb #89acf273
 def _made(exp, dataset, got, remarks, method, recipe, claimed, order) -> dict:
@@ -190,10 +195,12 @@ def _made(exp, dataset, got, remarks, method, recipe, claimed, order) -> dict:
     return provenance(exp, dataset, "cpu") | dict(device="imported", data=data, imported=imported)
 
 # %% ../../nbs/distillation/50_importers.ipynb #5cf1d947
-def _experiment(recipe, n_outliers, n_classes, fields, **known) -> Experiment:
+_FIRST = "experiment 1 of {} (index 0) is taken, --index chooses another"
+
+def _experiment(recipe, like, out, fields, **known) -> Experiment:
     "The experiment that a set is said to be of: by its recipe, `fields` given, and what is known."
-    if n_outliers: known["outliers_per_slot"] = max(1, n_outliers // n_classes)
-    recipe = recipe_fields(recipe, known["dataset"])
+    if len(out): known["outliers_per_slot"] = max(1, len(out) // len(like.classes))
+    recipe = recipe_fields(recipe, like.name) | dict(dataset=like.name)
     return Experiment(**dict(preset="paper") | recipe | fields | known)
 
 # %% ../../nbs/distillation/50_importers.ipynb #f82f619c
@@ -228,23 +235,16 @@ def import_set(
     check_statistics(mean, std)
     check_name(first, named, name)
     kept = kept_statistics(mean, std, got.statistics)
-    given = isinstance(dataset, Dataset)
-    def absent(): return "" if given else _absent(name, got, classes, shape, *kept, root)
+    target = dataset, name, got, classes, shape, *kept, root
     method, recipe, zca = _identified(got, named, name, method, recipe, soft, outliers, zca, mean,
-                                      absent, remarks)
+                                      target, remarks)
     kind = kind_of_outliers(outliers, got.outliers is not None, first)
-    if not given: dataset = _target(name, got, classes, shape, *kept, root)
-    if zca and mean is not None and isinstance(dataset, Dataset):
-        raise UserError("zca with mean and std: whitened images are not normalised by them; "
-                        "leave out one or the other")
-    mean, std = _statistics(got, dataset, *kept, method, zca, remarks)
-    like = _Target(name, dataset.shape, dataset.classes, mean, std, dataset.source,
-                   getattr(dataset, "counted", False))
+    dataset, given = _target(*target), mean is not None
+    like = _normalised_as(got, name, dataset, *kept, given, method, zca, remarks)
     x, y, rows, out, meaning = _fitting(first, got, like, kind, classes, soft, zca, remarks)
-    if got.n > 1 and index is None:
-        remarks.append(f"experiment 1 of {got.n} (index 0) is taken, --index chooses another")
-    exp = _experiment(recipe, len(out), len(dataset.classes), fields, dataset=name, outliers=kind,
-                      ipc=_ipc(first, y, len(dataset.classes), ipc, named.ipc, remarks), zca=zca)
+    if got.n > 1 and index is None: remarks.append(_FIRST.format(got.n))
+    n = _ipc(first, y, len(like.classes), ipc, named.ipc, remarks)
+    exp = _experiment(recipe, like, out, fields, outliers=kind, ipc=n, zca=zca)
     for text in remarks: warnings.warn(f"{first.name}: {text}", stacklevel=2)
     made = _made(exp, dataset, got, remarks, method, recipe, claim, meaning)
-    return DistilledSet(x, y, out, dataset.classes, mean, std, made, got.lr, rows)
+    return DistilledSet(x, y, out, like.classes, like.mean, like.std, made, got.lr, rows)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ..core.checks import UserError, check_choice, from_json
+from ..core.checks import UserError, check_choice, from_json, patch
 from ..core.storage import checksum, digest, read_safetensors, write_safetensors
 from ..data.catalog import prepared
 from ..data.dataset import Dataset
@@ -43,20 +43,15 @@ def _whitening(source) -> ZCA | None:
     return getattr(source, "zca", None)
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #619673f3
-def _check_same_kind(held_out, source):
-    "Raise `UserError` if a held-out `Dataset` has other classes or sizes than what was learned."
-    if not isinstance(held_out, Dataset): return
-    for what in ("classes", "shape"):
-        a, b = (tuple(getattr(x, what)) for x in (held_out, source))
-        if a != b: raise UserError(f"held_out has {what} {a}, but the networks learned from {b}")
-
 def _learned_from(held_out, trained_on):
     "What the networks learned from: `trained_on`, or `held_out` if None; `UserError` if unfit."
     like = held_out if trained_on is None else trained_on
     if not hasattr(like, "classes"):
         raise UserError("trained_on is missing: the distilled set or data set that the "
                         "networks learned from")
-    _check_same_kind(held_out, like)
+    for what in ("classes", "shape") if isinstance(held_out, Dataset) else ():
+        a, b = (tuple(getattr(x, what)) for x in (held_out, like))
+        if a != b: raise UserError(f"held_out has {what} {a}, but the networks learned from {b}")
     if "unknown" in like.classes:
         raise UserError("a class is called 'unknown', as rejected images are; rename it")
     return like
@@ -88,81 +83,76 @@ class Rejector:
     test:Acceptance=None    # of test images, once you measured it: see `tested`
     source:str=""           # which images were held out, in words
 
-    @classmethod
-    def fit(cls,
-        networks,           # one trained network, or a list of them: an ensemble
-        held_out,           # images that trained nothing: a `Dataset`, images, or (images, labels)
-        accept:float=0.95,  # the share of them to accept
-        score:str="msp",    # a name in `SCORES`
-        trained_on=None,    # what the networks learned from; `held_out`, a `Dataset`, if None
-        device="auto",      # auto, cpu, cuda …
-    ) -> "Rejector":
-        "The rejector with the highest threshold that accepts enough of the held-out images."
-        check_choice("score", score, SCORES)
-        like = _learned_from(held_out, trained_on)
-        images = as_pixels(held_out, tuple(like.shape))
-        check_accept(accept, len(images))
-        mean, std = (tuple(map(float, v)) for v in (like.mean, like.std))
-        fitted = cls(_own_copies(networks), tuple(map(str, like.classes)), tuple(like.shape), mean,
-                     std, score, float(accept), -math.inf, len(images), _whitening(like),
-                     source=getattr(held_out, "source", ""))
-        return replace(fitted, threshold=score_threshold(fitted.scores(images, device), accept))
-
-    def logits(self, images, device="auto") -> torch.Tensor:
-        "Logits (n, k), float64, of the networks together."
-        x = as_pixels(images, self.shape)
-        norm = SimpleNamespace(normalise=self.zca.apply) if self.zca else normaliser(self)
-        z = _ensemble([predict(net, x, norm, device=device) for net in self.networks])
-        k, n = z.shape[1], len(self.classes)
-        if k != n: raise UserError(f"the networks have {k} outputs, but there are {n} classes")
-        return z
-
-    def scores(self, images, device="auto") -> torch.Tensor:
-        "The score of each image, (n,) float64; higher is more in-distribution."
-        return SCORES[self.score](self.logits(images, device))
-
-    def predict(self,
-        images,         # uint8 or floats in [0, 1], (n, C, H, W); or PIL images, or files
-        device="auto",  # auto, cpu, cuda …
-    ):
-        "A data frame, a row an image: class or \"unknown\", score, accepted, likeliest class."
-        import pandas as pd
-        z = self.logits(images, device)
-        score, likeliest = SCORES[self.score](z), [self.classes[i] for i in z.argmax(1)]
-        accepted = (score >= self.threshold).tolist()
-        answers = [name if yes else "unknown" for name, yes in zip(likeliest, accepted)]
-        return pd.DataFrame({"class": answers, "score": score.numpy(),
-                             "accepted": accepted, "likeliest": likeliest})
-
-    def acceptance(self, images, device="auto") -> Acceptance:
-        "How many of the images (of a `Dataset` its test images) are accepted."
-        accepted = self.scores(images, device) >= self.threshold
-        return Acceptance(int(accepted.sum()), len(accepted))
-
-    def tested(self, images, device="auto") -> "Rejector":
-        "A copy that keeps the acceptance of these images in `test`, also in its file."
-        return replace(self, test=self.acceptance(images, device))
-
-    def save(self, path):
-        "Write one safetensors file, whole or not at all."
-        tensors, text = _packed(self)
-        write_safetensors(path, tensors, {"rejector": text})
-
-    @classmethod
-    def load(cls,
-        path,           # a file that `save` wrote
-        network=None,   # one of the same architecture, if `build_network` does not make it
-    ) -> "Rejector":
-        "Read a rejector; raises `UserError` if the file is missing, damaged or something else."
-        tensors, metadata = read_safetensors(path)
-        said = _description(tensors, metadata, path)
-        return cls(**_fields(said, tensors, network, path))
-
     def __repr__(self):
         n = len(self.networks)
         return (f"Rejector({n} network{'s' * (n > 1)}, {len(self.classes)} classes, images of "
                 f"{self.shape}; accepts {self.score} of {self.threshold:.4g} or more, fitted to "
                 f"accept {self.accept:.4g} of {self.n_held_out:,} held-out images)")
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #d63e0003
+@patch
+def logits(self:Rejector, images, device="auto") -> torch.Tensor:
+    "Logits (n, k), float64, of the networks together."
+    x = as_pixels(images, self.shape)
+    norm = SimpleNamespace(normalise=self.zca.apply) if self.zca else normaliser(self)
+    z = _ensemble([predict(net, x, norm, device=device) for net in self.networks])
+    k, n = z.shape[1], len(self.classes)
+    if k != n: raise UserError(f"the networks have {k} outputs, but there are {n} classes")
+    return z
+
+@patch
+def scores(self:Rejector, images, device="auto") -> torch.Tensor:
+    "The score of each image, (n,) float64; higher is more in-distribution."
+    return SCORES[self.score](self.logits(images, device))
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #d63e0006
+@patch
+@classmethod
+def fit(cls:Rejector,
+    networks,           # one trained network, or a list of them: an ensemble
+    held_out,           # images that trained nothing: a `Dataset`, images, or (images, labels)
+    accept:float=0.95,  # the share of them to accept
+    score:str="msp",    # a name in `SCORES`
+    trained_on=None,    # what the networks learned from; `held_out`, a `Dataset`, if None
+    device="auto",      # auto, cpu, cuda …
+) -> Rejector:
+    "The rejector with the highest threshold that accepts enough of the held-out images."
+    check_choice("score", score, SCORES)
+    like = _learned_from(held_out, trained_on)
+    images = as_pixels(held_out, tuple(like.shape))
+    check_accept(accept, len(images))
+    mean, std = (tuple(map(float, v)) for v in (like.mean, like.std))
+    fitted = cls(_own_copies(networks), tuple(map(str, like.classes)), tuple(like.shape), mean,
+                 std, score, float(accept), -math.inf, len(images), _whitening(like),
+                 source=getattr(held_out, "source", ""))
+    return replace(fitted, threshold=score_threshold(fitted.scores(images, device), accept))
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #d63e0008
+@patch
+def acceptance(self:Rejector, images, device="auto") -> Acceptance:
+    "How many of the images (of a `Dataset` its test images) are accepted."
+    accepted = self.scores(images, device) >= self.threshold
+    return Acceptance(int(accepted.sum()), len(accepted))
+
+@patch
+def tested(self:Rejector, images, device="auto") -> Rejector:
+    "A copy that keeps the acceptance of these images in `test`, also in its file."
+    return replace(self, test=self.acceptance(images, device))
+
+# %% ../../nbs/evaluation/63_rejector.ipynb #d63e0010
+@patch
+def predict(self:Rejector,
+    images,         # uint8 or floats in [0, 1], (n, C, H, W); or PIL images, or files
+    device="auto",  # auto, cpu, cuda …
+):
+    "A data frame, a row an image: class or \"unknown\", score, accepted, likeliest class."
+    import pandas as pd
+    z = self.logits(images, device)
+    score, likeliest = SCORES[self.score](z), [self.classes[i] for i in z.argmax(1)]
+    accepted = (score >= self.threshold).tolist()
+    answers = [name if yes else "unknown" for name, yes in zip(likeliest, accepted)]
+    return pd.DataFrame({"class": answers, "score": score.numpy(),
+                         "accepted": accepted, "likeliest": likeliest})
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #6803e03b
 _FORMAT = "trustdd-rejector-1"
@@ -173,16 +163,18 @@ def _contents(tensors) -> str:
     "Eight digits for the names, types, shapes and bytes of tensors."
     return digest({k: [str(v.dtype), list(v.shape), checksum(v)] for k, v in tensors.items()})
 
-def _packed(rejector) -> tuple:
-    "(the tensors, the text) of a rejector's file."
-    tensors, nets = {}, rejector.networks
+@patch
+def save(self:Rejector, path):
+    "Write one safetensors file, whole or not at all."
+    tensors, nets = {}, self.networks
     for i, net in enumerate(nets):
         for name, v in net.state_dict().items(): tensors[f"network{i}.{name}"] = v.clone()
-    if zca := rejector.zca: tensors |= {"zca.mean": zca.mean, "zca.matrix": zca.matrix}
-    configs = [network_config(net, rejector.shape, len(rejector.classes)) for net in nets]
-    said = {k: getattr(rejector, k) for k in _KEPT} | recorded(score=(rejector.score,))
+    if zca := self.zca: tensors |= {"zca.mean": zca.mean, "zca.matrix": zca.matrix}
+    configs = [network_config(net, self.shape, len(self.classes)) for net in nets]
+    said = {k: getattr(self, k) for k in _KEPT} | recorded(score=(self.score,))
     said |= dict(format=_FORMAT, networks=configs, contents=_contents(tensors))
-    return tensors, json.dumps(said | dict(digest=digest(said)), sort_keys=True)
+    text = json.dumps(said | dict(digest=digest(said)), sort_keys=True)
+    write_safetensors(path, tensors, {"rejector": text})
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #a1d4c0b2
 def _sound(said:dict) -> bool:
@@ -242,9 +234,17 @@ def _restored_whitening(said, tensors, path) -> ZCA | None:
         raise UserError(f"{path}: its whitening map does not fit images of {said['shape']}")
     return ZCA(**white, inverse=torch.empty(0)) # the way back is not needed
 
-def _fields(said, tensors, network, path) -> dict:
-    "The fields of the rejector in a file."
+# %% ../../nbs/evaluation/63_rejector.ipynb #d63e0012
+@patch
+@classmethod
+def load(cls:Rejector,
+    path,           # a file that `save` wrote
+    network=None,   # one of the same architecture, if `build_network` does not make it
+) -> Rejector:
+    "Read a rejector; raises `UserError` if the file is missing, damaged or something else."
+    tensors, metadata = read_safetensors(path)
+    said = _description(tensors, metadata, path)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in _KEPT}
     nets = [_restored(i, said, tensors, network, path) for i in range(len(said["networks"]))]
     if said["test"]: fields["test"] = Acceptance(*said["test"])
-    return fields | dict(networks=tuple(nets), zca=_restored_whitening(said, tensors, path))
+    return cls(networks=tuple(nets), zca=_restored_whitening(said, tensors, path), **fields)

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..core.checks import check_choice, from_json, regular_file, UserError
+from ..core.checks import (
+    check_choice, from_json as parse, patch, regular_file, UserError)
 from ..core.storage import atomic_write, seal, unseal
 from ..data.own import recorded
 from ..data.suites import kin_sets, ood_groups, usual_note
@@ -60,11 +61,10 @@ class Report:
     def calibration(self): return {"ece": mean_std(self.ece)}
     @property
     def misclassification(self): return {k: mean_std(v) for k, v in self.errors.items()}
-    @property
-    def ood_rows(self) -> list:
-        "Raw values, one dict (network, ood, score, metric, value) each."
-        return [dict(network=i, ood=o, score=s, metric=m, value=x)
-                for o, s, m, values in _rows(self.ood_values) for i, x in enumerate(values)]
+    @cached_property
+    def groups(self) -> dict:
+        "The OOD sets that are near, far and noise; `mean`: near and far together."
+        return ood_groups(self.ood_values, self.sources["in"]["name"])
     @cached_property
     def ood(self):
         "DataFrame (ood, group, score, metric, mean, std, n): over the n networks."
@@ -73,66 +73,7 @@ class Report:
     def ood_means(self):
         "The same of each network's mean over a group: near, far, both together (mean), noise."
         return _frame(self, _group_values(self))
-    @cached_property
-    def groups(self) -> dict:
-        "The OOD sets that are near, far and noise; `mean`: near and far together."
-        return ood_groups(self.ood_values, self.sources["in"]["name"])
-    @property
-    def kin(self) -> tuple:
-        "The OOD sets that are kin to the outliers that the networks learned from."
-        said = dict(aux="", outliers="none", corruptions=()) | self.experiment
-        about = SimpleNamespace(**said | dict(dataset=self.sources["in"]["name"]))
-        return kin_sets(self.ood_values, [about])
-
-    def network_means(self, score:str="msp", metric:str="auroc", group:str="mean") -> list:
-        "Each network's mean over the OOD sets of a group; empty if the group is."
-        check_choice("score", score, next(iter(self.ood_values.values())))
-        check_choice("metric", metric, METRICS)
-        check_choice("group", group, self.groups)
-        sets = [self.ood_values[o][score][metric] for o in self.groups[group]]
-        return [math.fsum(v) / len(v) for v in zip(*sets)]
-
-    def mean_over_sets(self, score:str="msp", metric:str="auroc", group:str="mean") -> tuple:
-        "(mean, std) over networks of `network_means`, percent; NaN for a group without sets."
-        return mean_std(self.network_means(score, metric, group))
     def mean_auroc(self, score:str="msp"): return self.mean_over_sets(score)
-    def summary(self, score:str="msp") -> str:
-        "The report as a short readable table of one OOD score."
-        return _summary(self, score)
-    def to_json(self) -> str:
-        "The report as JSON text; NaN becomes null."
-        return _to_json(self)
-    @classmethod
-    def from_json(cls, text:str):
-        "The report that `to_json` wrote; raises `UserError` if `text` is something else."
-        return _from_json(text)
-    def save(self, folder):
-        "Write `report.json` and `ood.csv` into `folder` (made if missing), each atomically."
-        _save(self, folder)
-    @classmethod
-    def load(cls, path):
-        "A report from its folder or file; raises `UserError` if it is missing or damaged."
-        return _load(path)
-
-# %% ../../nbs/evaluation/56_report.ipynb #65822d57
-def _rows(values):
-    "(OOD set, score, metric, one value per network), one after the other."
-    for o, by_score in values.items():
-        for s, by_metric in by_score.items():
-            for m, of_networks in by_metric.items(): yield o, s, m, of_networks
-
-def _frame(report, values):
-    "A row for each OOD set or group, score and metric: mean and deviation over networks."
-    import pandas as pd
-    group = {o: g for g, sets in report.groups.items() if g != "mean" for o in sets}
-    rows = [(o, group.get(o, o), s, m, *mean_std(v), len(v)) for o, s, m, v in _rows(values)]
-    return pd.DataFrame(rows, columns=["ood", "group", "score", "metric", "mean", "std", "n"])
-
-def _group_values(report):
-    "As `ood_values`, for the groups that have sets."
-    scores = next(iter(report.ood_values.values()))
-    return {g: {s: {m: report.network_means(s, m, g) for m in METRICS} for s in scores}
-            for g, sets in report.groups.items() if sets}
 
 # %% ../../nbs/evaluation/56_report.ipynb #02c79e41
 def _ood_values(logits, scores):
@@ -167,39 +108,95 @@ def report_from_logits(
         sources=about["sources"], select=about.get("select", "last"),
         epochs=about.get("epochs", [None] * len(nets)), n_test=about["n_test"], runs=[run])
 
+# %% ../../nbs/evaluation/56_report.ipynb #e56a0004
+@patch
+@property
+def kin(self:Report) -> tuple:
+    "The OOD sets that are kin to the outliers that the networks learned from."
+    said = dict(aux="", outliers="none", corruptions=()) | self.experiment
+    about = SimpleNamespace(**said | dict(dataset=self.sources["in"]["name"]))
+    return kin_sets(self.ood_values, [about])
+
+# %% ../../nbs/evaluation/56_report.ipynb #e56a0007
+@patch
+def network_means(self:Report, score:str="msp", metric:str="auroc", group:str="mean") -> list:
+    "Each network's mean over the OOD sets of a group; empty if the group is."
+    check_choice("score", score, next(iter(self.ood_values.values())))
+    check_choice("metric", metric, METRICS)
+    check_choice("group", group, self.groups)
+    sets = [self.ood_values[o][score][metric] for o in self.groups[group]]
+    return [math.fsum(v) / len(v) for v in zip(*sets)]
+
+@patch
+def mean_over_sets(self:Report, score:str="msp", metric:str="auroc", group:str="mean") -> tuple:
+    "(mean, std) over networks of `network_means`, percent; NaN for a group without sets."
+    return mean_std(self.network_means(score, metric, group))
+
+# %% ../../nbs/evaluation/56_report.ipynb #e56a0012
+def _frame(report, values):
+    "A row for each OOD set or group, score and metric: mean and deviation over networks."
+    import pandas as pd
+    group = {o: g for g, sets in report.groups.items() if g != "mean" for o in sets}
+    rows = [(o, group.get(o, o), s, m, *mean_std(v), len(v)) for o, scores in values.items()
+            for s, metrics in scores.items() for m, v in metrics.items()]
+    return pd.DataFrame(rows, columns=["ood", "group", "score", "metric", "mean", "std", "n"])
+
+def _group_values(report):
+    "As `ood_values`, for the groups that have sets."
+    scores = next(iter(report.ood_values.values()))
+    return {g: {s: {m: report.network_means(s, m, g) for m in METRICS} for s in scores}
+            for g, sets in report.groups.items() if sets}
+
+# %% ../../nbs/evaluation/56_report.ipynb #e56a0010
+@patch
+@property
+def ood_rows(self:Report) -> list:
+    "Raw values, one dict (network, ood, score, metric, value) each."
+    return [dict(network=i, ood=o, score=s, metric=m, value=x)
+            for o, scores in self.ood_values.items() for s, metrics in scores.items()
+            for m, values in metrics.items() for i, x in enumerate(values)]
+
 # %% ../../nbs/evaluation/56_report.ipynb #8042562e
-def _swap(x, test, by):
-    "`x`, with every leaf for which `test` holds replaced by `by`."
-    if isinstance(x, dict): return {k: _swap(v, test, by) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_swap(v, test, by) for v in x]
-    return by if test(x) else x
+def _filled(x, by):
+    "`x`, with `by` for every leaf that is NaN or None."
+    if isinstance(x, dict): return {k: _filled(v, by) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_filled(v, by) for v in x]
+    return by if x is None or x != x else x
 
-def _is_nan(x): return isinstance(x, float) and math.isnan(x)
-def _is_none(x): return x is None
+@patch
+def to_json(self:Report) -> str:
+    "The report as JSON text; NaN becomes null."
+    data = {f.name: getattr(self, f.name) for f in fields(self)}
+    return json.dumps(_filled(data, None), indent=1, allow_nan=False)
 
-def _to_json(report) -> str:
-    data = {f.name: getattr(report, f.name) for f in fields(Report)}
-    return json.dumps(_swap(data, _is_nan, None), indent=1, allow_nan=False)
-
-def _from_json(text) -> Report:
+@patch
+@classmethod
+def from_json(cls:Report, text:str):
+    "The report that `to_json` wrote; raises `UserError` if `text` is something else."
     try:
-        data = unseal(from_json(text))
-        for k in ("errors", "reliability"): data[k] = _swap(data[k], _is_none, math.nan)
-        return Report(**data)
+        data = unseal(parse(text))
+        for k in ("errors", "reliability"): data[k] = _filled(data[k], math.nan)
+        return cls(**data)
     except (ValueError, TypeError, KeyError) as e:
         raise UserError(f"this is not a report: {e}") from e
 
-def _save(report, folder):
+# %% ../../nbs/evaluation/56_report.ipynb #e56a0016
+@patch
+def save(self:Report, folder):
+    "Write `report.json` and `ood.csv` into `folder` (made if missing), each atomically."
     import pandas as pd
-    table = pd.concat([report.ood, report.ood_means])
+    table = pd.concat([self.ood, self.ood_means])
     text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
     atomic_write(Path(folder)/"ood.csv", text)
-    text = json.dumps(seal(json.loads(report.to_json())), indent=1)
+    text = json.dumps(seal(json.loads(self.to_json())), indent=1)
     atomic_write(Path(folder)/"report.json", text + "\n")
 
-def _load(path) -> Report:
+@patch
+@classmethod
+def load(cls:Report, path):
+    "A report from its folder or file; raises `UserError` if it is missing or damaged."
     path = Path(path)/"report.json" if Path(path).is_dir() else Path(path)
-    try: return Report.from_json(regular_file(path).read_text(encoding="utf-8"))
+    try: return cls.from_json(regular_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"cannot read the report {path}: {e}; make it again") from e
 
@@ -233,18 +230,21 @@ def _lines(report, score):
         if len(sets) > 1 or sets and g == "mean":
             yield f"mean of {g.replace('mean', 'near and far')}", means[g][score]
 
-def _summary(report, score) -> str:
-    check_choice("score", score, next(iter(report.ood_values.values())))
-    head, lines, values = f"OOD by {score}, %", list(_lines(report, score)), report.ood_values
+# %% ../../nbs/evaluation/56_report.ipynb #e56a0018
+@patch
+def summary(self:Report, score:str="msp") -> str:
+    "The report as a short readable table of one OOD score."
+    check_choice("score", score, next(iter(self.ood_values.values())))
+    head, lines, values = f"OOD by {score}, %", list(_lines(self, score)), self.ood_values
     width = 2 + max(map(len, (head, *(name for name, _ in lines))))
-    def cell(pair): return ("{:.1f} ± {:.1f}" if report.n_nets > 1 else "{:.1f}").format(*pair)
+    def cell(pair): return ("{:.1f} ± {:.1f}" if self.n_nets > 1 else "{:.1f}").format(*pair)
     def line(name, cells): return f"{name:<{width}}" + "".join(f"{c:>14}" for c in cells)
-    quality = (f"accuracy {cell(mean_std(report.accuracy))} %, "
-               f"calibration error {cell(report.calibration['ece'])} %, "
-               f"area under risk-coverage {cell(report.misclassification['aurc'])} %")
+    quality = (f"accuracy {cell(mean_std(self.accuracy))} %, "
+               f"calibration error {cell(self.calibration['ece'])} %, "
+               f"area under risk-coverage {cell(self.misclassification['aurc'])} %")
     rows = [line(name, [cell(mean_std(v[m])) for m in METRICS]) for name, v in lines]
-    note = ["† kin to the outliers learned from: no claim rests on it"] * bool(report.kin)
+    note = ["† kin to the outliers learned from: no claim rests on it"] * bool(self.kin)
     heads = line(head, [label for label, _ in METRICS.values()])
-    about = usual_note(report.sources["in"]["name"], report.experiment, values)
-    note += [*image_counts(report.sources), about]
-    return "\n".join(filter(None, [_title(report), quality, heads, *rows, *note]))
+    about = usual_note(self.sources["in"]["name"], self.experiment, values)
+    note += [*image_counts(self.sources), about]
+    return "\n".join(filter(None, [_title(self), quality, heads, *rows, *note]))

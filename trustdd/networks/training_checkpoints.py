@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.checks import from_json, UserError
+from ..core.checks import from_json, patch, UserError
 from ..core.deadline import (
     mark_progress, out_of_time, OutOfTime, seconds_left, StepTimer)
 from ..core.experiment import Experiment, to_dict
@@ -93,48 +93,54 @@ class TrainingCheckpoints:
 
     def file(self, k:int) -> Path: return self.folder/f"network{k:03d}.safetensors"
 
-    def load(self,
-        k:int,          # the network's number
-        net:nn.Module,  # changed in place, if there is something
-        optimiser,      # changed as well; one that keeps a momentum, such as SGD
-    ) -> tuple:
-        "Epochs done, snapshots and seconds of network `k`, restored; (0, [], 0) if it is not here."
-        if not self.folder or not self.file(k).exists(): return 0, [], 0.
-        tensors, said = _read(self.file(k))
-        if said["about"] != self.description: return 0, [], 0.
-        net.load_state_dict(_part(tensors, "state"))
-        _set_momentum(net, optimiser, _part(tensors, "momentum"))
-        snapshots = [dict(epoch=e, state=_part(tensors, e)) for e in said["snapshots"]]
-        return said["epochs"], snapshots, said["seconds"]
+# %% ../../nbs/networks/33_training_checkpoints.ipynb #c33c0003
+@patch
+def save(self:TrainingCheckpoints,
+    k:int,          # the network's number
+    epochs:int,     # it has behind it
+    seconds:float,  # it has taken
+    net:nn.Module,
+    optimiser,      # with its momentum
+    snapshots=(),   # dictionaries of epoch and state
+):
+    "Write network `k`."
+    if not self.folder: return
+    parts = {"state": net.state_dict(), "momentum": _momentum(net, optimiser)}
+    parts |= {snapshot["epoch"]: snapshot["state"] for snapshot in snapshots}
+    said = dict(about=self.description, epochs=epochs, seconds=seconds,
+                snapshots=[snapshot["epoch"] for snapshot in snapshots])
+    write_safetensors(self.file(k), _joined(parts), {"network": json.dumps(said)})
+    self.written = time.monotonic()
+    mark_progress()
 
-    def save(self,
-        k:int,          # the network's number
-        epochs:int,     # it has behind it
-        seconds:float,  # it has taken
-        net:nn.Module,
-        optimiser,      # with its momentum
-        snapshots=(),   # dictionaries of epoch and state
-    ):
-        "Write network `k`."
-        if not self.folder: return
-        parts = {"state": net.state_dict(), "momentum": _momentum(net, optimiser)}
-        parts |= {snapshot["epoch"]: snapshot["state"] for snapshot in snapshots}
-        said = dict(about=self.description, epochs=epochs, seconds=seconds,
-                    snapshots=[snapshot["epoch"] for snapshot in snapshots])
-        write_safetensors(self.file(k), _joined(parts), {"network": json.dumps(said)})
-        self.written = time.monotonic()
-        mark_progress()
+# %% ../../nbs/networks/33_training_checkpoints.ipynb #c33c0006
+@patch
+def load(self:TrainingCheckpoints,
+    k:int,          # the network's number
+    net:nn.Module,  # changed in place, if there is something
+    optimiser,      # changed as well; one that keeps a momentum, such as SGD
+) -> tuple:
+    "Epochs done, snapshots and seconds of network `k`, restored; (0, [], 0) if it is not here."
+    if not self.folder or not self.file(k).exists(): return 0, [], 0.
+    tensors, said = _read(self.file(k))
+    if said["about"] != self.description: return 0, [], 0.
+    net.load_state_dict(_part(tensors, "state"))
+    _set_momentum(net, optimiser, _part(tensors, "momentum"))
+    snapshots = [dict(epoch=e, state=_part(tensors, e)) for e in said["snapshots"]]
+    return said["epochs"], snapshots, said["seconds"]
 
-    def before_epoch(self,
-        k:int, epochs:int,
-        total:int,          # epochs that it is to have in the end
-        seconds:float, net:nn.Module, optimiser, snapshots=(),
-    ):
-        "Save the network if that is due; `OutOfTime` if there is no time for another epoch."
-        if not self.folder: return _stop_if_asked(k, epochs, total)
-        late = not self.timer.next()
-        due = epochs and time.monotonic() - self.written >= self.every
-        if late or due: self.save(k, epochs, seconds, net, optimiser, snapshots)
-        if not late: return
-        title = _title(self.description["experiment"])
-        raise out_of_time(f"network {k + 1} on {title}", epochs, total, "epochs")
+# %% ../../nbs/networks/33_training_checkpoints.ipynb #c33c0009
+@patch
+def before_epoch(self:TrainingCheckpoints,
+    k:int, epochs:int,
+    total:int,          # epochs that it is to have in the end
+    seconds:float, net:nn.Module, optimiser, snapshots=(),
+):
+    "Save the network if that is due; `OutOfTime` if there is no time for another epoch."
+    if not self.folder: return _stop_if_asked(k, epochs, total)
+    late = not self.timer.next()
+    due = epochs and time.monotonic() - self.written >= self.every
+    if late or due: self.save(k, epochs, seconds, net, optimiser, snapshots)
+    if not late: return
+    title = _title(self.description["experiment"])
+    raise out_of_time(f"network {k + 1} on {title}", epochs, total, "epochs")

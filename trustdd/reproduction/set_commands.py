@@ -21,6 +21,15 @@ from ..core.working import check_ours, remove_working, working_folder
 from .flags import (
     check_networks, Command, FileName, FileNames, with_epochs, Work)
 
+# %% ../../nbs/reproduction/96_set_commands.ipynb #a96b0001
+def _place_of_set(file, asked) -> Path:
+    "The file that an import of `file` writes, `asked` or here; `UserError` if that cannot be."
+    out = Path(asked or f"{Path(file).stem.strip('*_')}.safetensors")
+    if out.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
+    if not asked and out.exists(): raise UserError(f"{out} is there; name another --out")
+    check_ours(out, '"trustdd":', "a distilled set") # such as a file that is read
+    return out
+
 # %% ../../nbs/reproduction/96_set_commands.ipynb #30177e86
 @dataclass(frozen=True)
 class Import(Command):
@@ -51,10 +60,7 @@ class Import(Command):
         "Prints the set's card, and what was noticed."
         from trustdd.distillation.importers import import_set
         if self.zca and self.no_zca: raise UserError("--zca and --no-zca exclude each other")
-        out = Path(self.out or f"{Path(self.file).stem.strip('*_')}.safetensors")
-        if out.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
-        if not self.out and out.exists(): raise UserError(f"{out} is there; name another --out")
-        check_ours(out, '"trustdd":', "a distilled set") # such as a file that is read
+        out = _place_of_set(self.file, self.out)
         left = {"out", "no_zca"} | {f.name for f in fields_of(Command)}
         own = {k: v for k, v in asdict(self).items() if k not in left}
         own["zca"] = self.zca or (False if self.no_zca else None)
@@ -133,10 +139,9 @@ def _as_the_data_set_counts(syn, dataset):
     from trustdd.distillation.conversion import label_order, order_text, renumbered
     if "imported" not in syn.provenance: return syn
     dataset = load_dataset(dataset or syn.experiment.dataset)
-    plain = all(c.isdigit() for c in syn.classes)
+    plain = all(c.isdigit() for c in syn.classes) and len(syn.classes) == len(dataset.classes)
     same = sorted(syn.classes) == sorted(dataset.classes)
-    if syn.classes == dataset.classes or len(syn.classes) != len(dataset.classes): return syn
-    if not same and not plain: return syn
+    if syn.classes == dataset.classes or not (same or plain): return syn
     order, whose = label_order(dataset, given=syn.classes if same else None)
     log_once(order_text(dataset, order, whose))
     labels, soft = renumbered(syn.labels, syn.soft, order)
