@@ -10,6 +10,15 @@ from trustdd.reproduction.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
+LONGEST = ("test_workflow", "test_faults", "test_benchmark", "test_budget")
+
+
+def pytest_collection_modifyitems(items):
+    "The longest tests first: with two processes, none waits for one of them at the end."
+    def is_short(item): return item.path.stem not in LONGEST
+    items.sort(key=is_short)
+
+
 # Signals as a terminal gives them, also where the tests run in the background or under nohup.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN: signal.signal(number, usual)
