@@ -14,10 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LONGEST = ("nbs", "guides", "reproduction") # rooms whose notebooks take longest
+
+
 def chapters(root):
-    "All notebooks but those of the atlas, which papermill executes."
-    return [p for p in sorted(root.glob("nbs/**/*.ipynb"))
-            if p.parent.name != "paper" and not any(part[0] in "._" for part in p.relative_to(root).parts)]
+    "All notebooks but those of the atlas, which papermill executes; rooms with the longest first."
+    found = [p for p in sorted(root.glob("nbs/**/*.ipynb"))
+             if p.parent.name != "paper" and not any(part[0] in "._" for part in p.relative_to(root).parts)]
+    return sorted(found, key=lambda p: p.parent.name not in LONGEST)
 
 
 def tested(path, flags):
