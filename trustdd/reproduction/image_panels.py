@@ -78,25 +78,35 @@ def image_grid(
 # %% ../../nbs/reproduction/79_image_panels.ipynb #738e0a6e
 def set_picture(
     syn,            # a `DistilledSet`
-    classes:int=10, # columns, at most
+    classes:int=10, # classes, and slots, at most
     rows:int=10,    # images of a class, and outliers of a slot, at most
 ):
-    "A figure with a column for each class, and below the images a column for each slot."
+    "A figure of images and, below them, outliers: a column for each class and slot, or a row."
     n = min(classes, syn.n_classes)
     per_slot = max(1, len(syn.outliers) // syn.n_classes)
     images = [syn.images[syn.labels == c][:rows] for c in range(n)]
     outliers = [syn.outliers[c * per_slot:(c + 1) * per_slot][:rows] for c in range(n)]
+    blocks = [("image", list(syn.classes[:n]), images)]
+    if len(syn.outliers): blocks += [("outlier", _slot_names(syn)[:n], outliers)]
+    upright = n >= max(map(len, images)) # a column for each class
+    deep = max(map(len, images + outliers))
     sheet, labels, titles = [], [], []
-    heads = {"image": list(syn.classes[:n]), "outlier": _slot_names(syn)[:n]}
-    for word, columns in (("image", images), ("outlier", outliers)):
-        for row in range(max(map(len, columns))):
-            titles += [""] * n if row else heads[word]
-            sheet += [syn.denormalise(x[row:row + 1]) if row < len(x) else None for x in columns]
-            labels.append(f"{word} {row + 1}")
+    for word, names, some in blocks:
+        if upright:
+            deep = max(map(len, some))
+            titles += names + [""] * n * (deep - 1)
+            places = [(x, row) for row in range(deep) for x in some]
+            labels += [f"{word} {row + 1}" for row in range(deep)]
+        else:
+            places = [(x, row) for x in some for row in range(deep)]
+            labels += [f"{name}: {word}s" for name in names]
+        sheet += [syn.denormalise(x[row:row + 1]) if row < len(x) else None for x, row in places]
     blank = next(x for x in sheet if x is not None).new_ones(1, *syn.shape)
-    filled = torch.cat([blank if x is None else x for x in sheet])
-    return image_grid(filled, n, titles=titles, row_labels=labels)
+    filled, across = torch.cat([blank if x is None else x for x in sheet]), n if upright else deep
+    width = min(FULL, .6 + .7 * across) # inches; few images stay small
+    return image_grid(filled, across, titles=titles, row_labels=labels, width=width)
 
+# %% ../../nbs/reproduction/79_image_panels.ipynb #1aa2e1c6
 def _slot_names(syn) -> list:
     "What stands above the outliers of each slot: its corruption, or its number."
     exp, slots = syn.experiment, range(syn.n_classes)

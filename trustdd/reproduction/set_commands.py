@@ -178,7 +178,7 @@ class Show(Command):
     "Write a picture of a distilled set and its outliers, and open it."
     file:FileName=MISSING   # a distilled set, NAME.safetensors, or a run's folder
     out:str|None=None       # the picture; NAME.png beside the set
-    classes:int=10          # columns, at most
+    classes:int=10          # classes, and slots, at most
     rows:int=10             # images of a class, and outliers of a slot, at most
     no_open:bool=False      # only write it
 
