@@ -27,8 +27,7 @@ def supported(
     margin:float=0.0,   # above which it is claimed to be
 ):
     "The rule for every claim \"A beats B\": True, False, or None for a mean without an interval."
-    if not mean > margin: return False
-    return None if math.isnan(low) else low > margin
+    return mean > margin and (None if math.isnan(low) else low > margin)
 
 # %% ../../nbs/reproduction/82_claims.ipynb #9d4b37f0
 def all_hold(
@@ -78,17 +77,6 @@ class Comparison:
 
 def _left_out(kin): return [f"without kin {', '.join(kin)}"] * bool(kin)
 
-# %% ../../nbs/reproduction/82_claims.ipynb #9f97c65c
-def _observed(runs, terms, score):
-    "The mean over all networks, from the reports."
-    def of_network(report, k):
-        def value(metric, name):
-            return (report.ood_values[name][score][metric] if name else report.accuracy)[k]
-        return sum(sum(value(m, n) for n in names) / len(names) for m, names in terms)
-
-    values = [of_network(r.report, k) for r in runs for k in range(r.report.n_nets)]
-    return math.fsum(values) / len(values)
-
 # %% ../../nbs/reproduction/82_claims.ipynb #9af8a7fa
 def compare(
     a,                          # finished runs of A, one for each seed
@@ -98,8 +86,7 @@ def compare(
     margin:float=0.0,           # the claim is A - B > margin
 ) -> Comparison:
     "Is A better than B by more than chance? Without an interval, `over` says what is missing."
-    sets, exps = a[0].report.ood_values, [r.exp for r in (*a, *b)]
-    terms, _ = fair_terms(statistic, sets, exps)
+    terms, _ = fair_terms(statistic, a[0].report.ood_values, [r.exp for r in (*a, *b)])
     if not terms: return Comparison()
     mean = _observed(a, terms, score) - _observed(b, terms, score)
     try: return tested(paired_difference(a, b, statistic, score), margin)
@@ -114,6 +101,15 @@ def tested(
     "The difference, tested."
     held, over = supported(d.mean, d.low, margin), f"95% intervals over {d.over}"
     return Comparison(held, d.mean, d.low, d.high, over, margin, d.without)
+
+def _observed(runs, terms, score):
+    "The mean over all networks, from the reports."
+    def of_network(report, k):
+        def value(metric, name):
+            return (report.ood_values[name][score][metric] if name else report.accuracy)[k]
+        return sum(sum(value(m, n) for n in names) / len(names) for m, names in terms)
+    values = [of_network(r.report, k) for r in runs for k in range(r.report.n_nets)]
+    return math.fsum(values) / len(values)
 
 # %% ../../nbs/reproduction/82_claims.ipynb #c1a0e002
 def outcome(
@@ -156,13 +152,20 @@ def judge(
     "The verdict on a claim that rests on these comparisons."
     parts = tests if all(isinstance(t, dict) for t in tests.values()) else {"": tests}
     every = {**parts, **beside}
-    line = "; ".join(f"{part} {outcome(some)}".strip() for part, some in every.items())
     named = {name: c for some in every.values() for name, c in some.items()}
-    overs = list(dict.fromkeys(c.over for c in named.values()))
-    shared = os.path.commonprefix(overs).rpartition(", ")[0] # what differs are numbers of images
-    over = overs[0] if len(overs) == 1 else shared or "; ".join(overs)
+    over = _over(named.values())
+    apart = len(every) > 1 and "; " in over # the parts have different seeds: each says its own
+    own = {part: f" ({_over(some.values())})" * apart for part, some in every.items()}
+    line = "; ".join(f"{part} {outcome(some)}{own[part]}".strip() for part, some in every.items())
+    more += f" ({over})" * (not apart)
     held = all_hold(c for some in parts.values() for c in some.values())
-    return verdict(item, claim, held, f"{line}{more} ({over}).", verdict_rows(named))
+    return verdict(item, claim, held, f"{line}{more}.", verdict_rows(named))
+
+def _over(tests):
+    "What the intervals are over; of texts that differ in numbers of images only, the rest."
+    overs = list({c.over: None for c in tests})
+    shared = os.path.commonprefix(overs).rpartition(", ")[0]
+    return overs[0] if len(overs) == 1 else shared or "; ".join(overs)
 
 # %% ../../nbs/reproduction/82_claims.ipynb #685c700d
 def _ood_numbers(groups, score):

@@ -211,18 +211,18 @@ def _facts(item, frame, caption, runs, v, extra):
     meta = {**about(item, runs), **(extra or {}), "held": v.held, "tests": list(v.tests)}
     line = f"{caption.removesuffix('.')}. Made from {meta['dataset']}, preset {meta['preset']}"
     if not runs: return meta, f"{line}."
-    kinds = sorted({getattr(r.exp, "precision", "float32") for r in runs})
-    if kinds != ["float32"]:
+    if (kinds := sorted({getattr(r.exp, "precision", "float32") for r in runs})) != ["float32"]:
         meta["precision"] = kinds
         line += f", {' and '.join(kinds)}"
-    seeds = ("seed " if len(meta["seeds"]) == 1 else "seeds ") + ", ".join(map(str, meta["seeds"]))
+    *some, last = map(str, meta["seeds"])
+    seeds = f"seeds {', '.join(some)} and {last}" if some else f"seed {last}"
     nets = {len(r.report.accuracy) for r in runs}
     each = " to ".join(map(str, sorted({min(nets), max(nets)})))
     if lost := sorted({r.report.sources.get("missing", "") for r in runs} - {""}):
         meta["missing_ood_sets"] = lost
     usual = [usual_note(r.exp.dataset, to_dict(r.exp), r.report.ood_values) for r in runs]
-    notes = filter(None, [f"{each} networks per seed", *lost, max(usual, key=len)])
-    said = f"{line}, {seeds}, {'; '.join(notes)}."
+    notes = "; ".join(filter(None, [f"{each} networks per seed", *lost, max(usual, key=len)]))
+    said = f"{line}, {seeds} with {notes}."
     means = any(":mean:" in str(q) for q in frame.get("quantity", ()))
     return meta, f"{said} {_means_over(runs)}" if means else said
 
