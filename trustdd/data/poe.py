@@ -15,10 +15,9 @@ from ..core.checks import check_choice, check_int, name_tuple, UserError
 from ..core.experiment import Experiment, Settings, settings
 from ..core.randomness import stream, to_device
 from .catalog import load_aux
-from .overlap import check_apart
 from .own import CORRUPTIONS
 from .sources import absolute_name
-from .suites import default_aux
+from .suites import check_apart, default_aux
 
 # %% ../../nbs/data/23_poe.ipynb #9b161cc3
 def _exchange(x, dim):

@@ -15,7 +15,7 @@ import torch
 from ..core.checks import check_choice, check_int, UserError
 from ..core.randomness import stream
 from ..data.suites import kin_sets, ood_groups
-from .resampling import image_weights, WEIGHTED
+from .image_scores import image_weights, WEIGHTED
 
 # %% ../../nbs/evaluation/61_bootstrap.ipynb #ccafd886
 def _network_weights(n_seeds:int, n_nets:int, n_boot:int, seed:int) -> np.ndarray:

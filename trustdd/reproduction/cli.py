@@ -114,7 +114,7 @@ class Status(Command):
     def run(self, fields) -> int:
         "Prints a line for each, and what would be made."
         from trustdd.reproduction.plan import plan
-        from trustdd.reproduction.status import as_text, forecast, status_of
+        from trustdd.reproduction.plan import as_text, forecast, status_of
         states = status_of(self.preset, self.only, self.runs, self.out)
         todo = [s.name for s in states if s.state != "up to date"]
         needed, store = plan(self.preset, todo, self.runs), runs_root(self.runs)
@@ -168,7 +168,7 @@ _COMMANDS = {
     **_from("commands", "Distill Run Buffers List"),
     **_from("set_commands", "Import Evaluate Show Compare"),
     **_from("predict", "Reject Predict"),
-    **_from("tuning", "Tune"),
+    **_from("commands", "Tune"),
     "paper": Paper, "status": Status, "gallery": Gallery, "explain": Explain}
 # commands with the flags of an experiment, and which groups of them they leave out
 _EXPERIMENT = {

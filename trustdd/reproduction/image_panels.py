@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..core.checks import UserError
-from ..data.availability import have
+from ..data.identity import have
 from ..data.poe import outlier_pool
 from ..data.suites import usual_auxes
 from ..distillation.distillation import initial_state

@@ -17,7 +17,7 @@ from ..core.experiment import (
 from ..core.storage import project_root, runs_root
 from ..data.sources import absolute_name
 from ..data.suites import usual_note
-from ..evaluation.pooling import combine
+from ..evaluation.evaluation import combine
 from .artifacts import without_places
 from .figures import save_figure
 from .tables import save_table, to_markdown
