@@ -51,30 +51,26 @@ def legend(fig):
 # %% ../../nbs/reproduction/78_panels.ipynb #d668cc8b
 @style()
 def curves(
-    frame,                # a row per point, with columns `x`, `by`, `mean`, perhaps `std`
+    frame,                # a row per point, with columns `x`, outliers, mean, perhaps std
     x:str,                # the column along the horizontal axis
     xlabel:str,           # its name, with unit
     ylabel:str,           # what `mean` is, with unit
-    by:str="outliers",    # one curve for each of its values
     panel:str=None,       # one panel for each of its values
-    mean:str="mean",      # column of the heights
-    std:str="std",        # column of half the bands' widths; not drawn if there is none
     logx:bool=False,      # logarithmic horizontal axis, ticks at the values
     share:bool=True,      # one vertical scale for all panels
     width:float=COLUMN,   # inches
-    height:float=2.2,     # inches, of a row of panels
 ):
-    "Lines with bands of one standard deviation."
-    fig, parts = _facets(frame, panel, xlabel, ylabel, width, height, share)
+    "Lines with bands of one standard deviation, a curve for each kind of outliers."
+    fig, parts = _facets(frame, panel, xlabel, ylabel, width, 2.2, share)
     for ax, part in parts:
-        for i, name in enumerate(frame[by].unique()):
-            one, how = part[part[by] == name].sort_values(x), series_style(name, i)
+        for i, name in enumerate(frame.outliers.unique()):
+            one, how = part[part.outliers == name].sort_values(x), series_style(name, i)
             how.pop("hatch")
-            ax.plot(one[x], one[mean], label=label(name), **how)
-            if std not in one: continue
+            ax.plot(one[x], one["mean"], label=label(name), **how)
+            if "std" not in one: continue
             if len(one) == 1: # a band would have no width
-                ax.errorbar(one[x], one[mean], one[std], color=how["color"], capsize=3)
-            low, high = one[mean] - one[std], one[mean] + one[std]
+                ax.errorbar(one[x], one["mean"], one["std"], color=how["color"], capsize=3)
+            low, high = one["mean"] - one["std"], one["mean"] + one["std"]
             ax.fill_between(one[x], low, high, color=how["color"], alpha=.18, linewidth=0)
         if logx: _log_ticks(ax, sorted(frame[x].unique()))
     legend(fig)
@@ -147,14 +143,12 @@ def _note(ax, text):
 # %% ../../nbs/reproduction/78_panels.ipynb #f9a775fc
 @style()
 def roc_curves(
-    frame,             # columns outliers, ood, fpr and tpr (%)
-    width:float=FULL,  # inches
-    height=None,       # inches, of a row; for square panels if None
+    frame, # a row per corner: outliers, ood, fpr and tpr (%)
 ):
     "ROC curves, one square panel per OOD set, with the diagonal of chance."
-    height = height or min(2.8, .4 + .9 * width / min(frame.ood.nunique(), 4))
+    height = min(2.8, .4 + .9 * FULL / min(frame.ood.nunique(), 4))
     labels = "OOD images accepted (%)", "InD images accepted (%)"
-    fig, parts = _facets(frame, "ood", *labels, width, height)
+    fig, parts = _facets(frame, "ood", *labels, FULL, height)
     for ax, part in parts:
         ax.plot([0, 100], [0, 100], color="#777777", linewidth=.7, linestyle=(0, (1, 2)),
                 label="chance")
