@@ -15,7 +15,7 @@ from measuring import HERE, machine
 from trustdd.core.checks import check_choice, UserError
 from trustdd.core.experiment import Experiment, OUTLIERS, run_name
 from trustdd.core.storage import atomic_write, commit, project_root
-from trustdd.evaluation.pooling import combine
+from trustdd.evaluation.evaluation import combine
 from trustdd.reproduction.run_store import Run
 from trustdd.reproduction.runs import run_all
 

@@ -376,13 +376,13 @@ def test_the_folder_above_is_a_data_set_with_a_name(project, monkeypatch, name, 
 @pytest.mark.parametrize("words", [["distill", *SMALL[:-4], "--ood", "skimage-text"], ["distill", *SMALL, "--outliers", "oe"], ["evaluate"]], ids=["OOD", "auxiliary", "usual sets"])
 def test_without_scikit_image(made, project, monkeypatch, refused, words):
     "An attribute of None was missed."
-    from trustdd.data import catalog, embedded
+    from trustdd.data import catalog, packaged
     from trustdd.reproduction.cli import main
     if words == ["evaluate"]:
         assert main(["distill", *SMALL[:-4], "--device", "cpu", "--out", "usual.safetensors"]) == 0
         words = ["evaluate", "usual.safetensors"]
-    for cache in (embedded._patches, catalog._outside): cache.cache_clear()
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    for cache in (packaged._patches, catalog._outside): cache.cache_clear()
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     assert "scikit-image, which is not installed; install scikit-image" in refused(*words)
 
 

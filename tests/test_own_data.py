@@ -15,9 +15,8 @@ from pytorch_ood.dataset.img import textures
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment
 from trustdd.data import catalog, readers
-from trustdd.data.availability import have
 from trustdd.data.catalog import load_aux, load_dataset, load_ood, outside_source
-from trustdd.data.identity import outside_identity
+from trustdd.data.identity import have, outside_identity
 from trustdd.data.pixels import as_pixels
 
 pytestmark = pytest.mark.usefixtures("project")

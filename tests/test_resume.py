@@ -473,7 +473,7 @@ def test_workers_train_each_expert_once(straight_mtt, tmp_path):
 def test_asked_again_no_expert_is_touched(straight_mtt, monkeypatch):
     "A finished run does without its experts."
     def never(*a, **kw): raise AssertionError("computed again")
-    for name in ("reproduction.runs.compute", "reproduction.experts.make_buffer", "distillation.buffers._train_expert", "reproduction.runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
+    for name in ("reproduction.runs.compute", "reproduction.jobs.make_buffer", "distillation.buffers._train_expert", "reproduction.runs.prepared"): monkeypatch.setattr(f"trustdd.{name}", never)
     times = {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}
     assert load_or_run(MTT, straight_mtt).distilled.lr > 0
     assert times == {p: p.stat().st_mtime_ns for p in straight_mtt.rglob("*")}

@@ -23,7 +23,7 @@ from trustdd.data.distilled_set import DistilledSet
 from trustdd.distillation.distillation import distill, load_checkpoint
 from trustdd.evaluation.logits import Logits, predict
 from trustdd.reproduction.runs import load_or_distill, load_or_run
-from trustdd.reproduction.experts import run_buffer
+from trustdd.reproduction.jobs import run_buffer
 from trustdd.networks.training import train
 
 SMALL = "--method mtt --preset smoke --ipc 1 --iterations 1 --n-nets 1 --epochs 1 --n-test 20 --ood gaussian --device cpu".split()

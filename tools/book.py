@@ -256,7 +256,7 @@ def front(book):
 
 def status(book):
     "Every notebook of every preset: made when, from which commit, in how many seconds."
-    from trustdd.reproduction.status import as_markdown, status_of
+    from trustdd.reproduction.plan import as_markdown, status_of
     parts = []
     for preset in PRESETS:
         link = f"../figures/{preset}/notebooks/{{name}}.ipynb"

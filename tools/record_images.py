@@ -14,9 +14,8 @@ from types import SimpleNamespace
 
 from trustdd.core.checks import UserError
 from trustdd.core.storage import atomic_write
-from trustdd.data.availability import have
 from trustdd.data.catalog import outside_source, prepared
-from trustdd.data.identity import image_identities, listed_once
+from trustdd.data.identity import have, image_identities, listed_once
 from trustdd.data.suites import default_aux
 from trustdd.evaluation.report import Report
 from trustdd.reproduction.run_store import all_images, stored_experiment

@@ -13,8 +13,8 @@ import torch
 
 from ..core.checks import UserError
 from .dataset import Dataset, from_splits, from_tensors, stratify
-from .embedded import embedded_images, scanned_digits, subjects
-from .downloads import download, download_stamp
+from .packaged import (
+    download, download_stamp, embedded_images, scanned_digits, subjects)
 from .readers import read_tree, Split, to_shape
 from .names import DOWNLOADS, EMBEDDED, is_known, resolve_name, SELECTIONS, unknown
 from .own import is_own, own_images

@@ -19,9 +19,8 @@ from ..core.randomness import stream
 from ..data.augment import draw
 from ..data.dataset import Dataset
 from ..networks.architectures import from_experiment
-from ..networks.batches import training_batches
+from ..networks.batches import class_loss, outlier_loss, training_batches
 from ..networks.compute import compiled, in_precision, passes_of
-from ..networks.losses import class_loss, outlier_loss
 from ..networks.parameters import initialise
 from ..networks.training import fit
 from .gradient_distance import match

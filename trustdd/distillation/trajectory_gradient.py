@@ -16,7 +16,7 @@ from torch.func import functional_call
 from ..core.experiment import Experiment
 from ..core.randomness import stream
 from ..data.augment import augment, AugmentationParams, draw
-from ..networks.losses import training_loss
+from ..networks.batches import training_loss
 from ..networks.parameters import unflatten
 
 # %% ../../nbs/distillation/43_trajectory_gradient.ipynb #ade5fa76

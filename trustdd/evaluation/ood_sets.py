@@ -12,12 +12,11 @@ import torch
 
 from ..core.checks import check_choice, UserError
 from ..core.randomness import stream
-from ..data.availability import have
 from ..data.catalog import load_ood, outside_source, shared_classes
+from ..data.identity import have
 from ..data.names import by_hand, short_name
-from ..data.overlap import image_hashes, overlap
 from ..data.poe import corrupt, CORRUPTION_NAMES, KINDS
-from ..data.suites import ood_suite, SUITES
+from ..data.suites import image_hashes, ood_suite, overlap, SUITES
 
 # %% ../../nbs/evaluation/55_ood_sets.ipynb #12dc8a61
 CORRUPTED = tuple(f"corrupted-{kind}" for kind in CORRUPTION_NAMES)

@@ -20,10 +20,10 @@ from ..data.dataset import Dataset
 from ..data.own import recorded
 from ..data.pixels import as_pixels, statistics_flaw
 from ..data.whitening import ZCA
-from ..networks.network_config import network_config, network_skeleton
 from .logits import normaliser, predict
 from .scores import SCORES
 from .thresholds import Acceptance, check_accept, score_threshold
+from ..networks.architectures import network_config, network_skeleton
 
 # %% ../../nbs/evaluation/63_rejector.ipynb #2b468cd6
 def _ensemble(

@@ -148,11 +148,9 @@ def torch_threads(
 # %% ../../nbs/networks/30_compute.ipynb #459df058
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3 # malloc.h
 
-def keep_memory(
-    most:int=1 << 30, # bytes: larger blocks still go back to the system at once
-) -> bool:
+def keep_memory() -> bool:
     "Let this process keep freed memory for its next tensors; True if that worked (GNU C library)."
     if os.environ.get("TRUSTDD_KEEP_MEMORY") == "0": return False
     if platform.libc_ver()[0] != "glibc": return False
-    mallopt = ctypes.CDLL(None).mallopt
+    mallopt, most = ctypes.CDLL(None).mallopt, 1 << 30 # bytes; larger blocks still go back at once
     return bool(mallopt(_M_MMAP_THRESHOLD, most) and mallopt(_M_TRIM_THRESHOLD, most))

@@ -19,9 +19,8 @@ from ..core.experiment import Experiment, Settings, settings
 from ..core.randomness import pick_device, stream
 from ..data.dataset import Dataset
 from .architectures import from_experiment
-from .batches import pool_batches, training_batches
+from .batches import pool_batches, training_batches, training_loss
 from .compute import arithmetic, compiled, in_precision, keep_memory, passes_of
-from .losses import training_loss
 from .parameters import initialise
 from .training_checkpoints import describe_training, TrainingCheckpoints
 

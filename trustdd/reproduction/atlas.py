@@ -19,8 +19,7 @@ from ..core.randomness import pick_device
 from ..core.storage import project_root, runs_root, writable
 from ..data.identity import listed_once
 from .artifacts import (
-    keep_executed, notebooks_folder, outputs_of, stamp, up_to_date)
-from .execution import execute
+    execute, keep_executed, notebooks_folder, outputs_of, stamp, up_to_date)
 from .jobs import cores, processes
 
 # %% ../../nbs/reproduction/88_atlas.ipynb #32745559

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..core.checks import UserError
-from ..data.availability import have
+from ..data.identity import have
 from ..data.poe import outlier_pool
 from ..data.suites import usual_auxes
 from ..distillation.distillation import initial_state
@@ -163,13 +163,12 @@ def confidence_bars(
     frame,                # a row per bar: image, class, probability (0 to 1) and `by`
     by:str="outliers",    # one column of panels for each of its values
     width:float=FULL,     # inches
-    height:float=1.5,     # inches, of a row
 ):
     "Every image beside bars of the class probabilities that each network gives it."
     names, classes = list(frame[by].unique()), list(frame["class"].unique())
     rows = list(frame["image"].unique())
     shape = dict(width_ratios=[.8] + [1.6] * len(names))
-    fig, axes = subplots(len(rows), 1 + len(names), width, height, **shape)
+    fig, axes = subplots(len(rows), 1 + len(names), width, 1.5, **shape)
     for i, picture in enumerate(_to_rgb(images)):
         axes[i, 0].imshow(picture)
         axes[i, 0].axis("off")

@@ -175,7 +175,6 @@ def load_or_distill(
     device="auto",      # auto, cpu, cuda …
     root=None,          # where data sets are
     progress:bool=True, # show a bar
-    every:float=30,     # seconds between checkpoints
 ) -> Run:
     "The run of `exp` with its distilled set made or found; it may lack networks and a report."
     check_distillable(exp)
@@ -184,7 +183,7 @@ def load_or_distill(
     with claimed(folder):
         broadcast_from_rank0(lambda: begin(exp, folder, root))
         _distilled(exp, prepared(exp, root), folder, runs_root(runs), device, root,
-                   every=every, progress=progress)
+                   every=30, progress=progress)
     return Run(exp, folder)
 
 def _distillable(exp, folder, device, root):

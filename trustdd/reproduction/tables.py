@@ -30,20 +30,18 @@ def wide(
     frame,               # a row per number, with columns mean, std and those below
     rows,                # the keys of the rows; the last one names what is compared
     columns,             # the keys of the columns
-    smaller=_SMALLER,    # column keys for which less is better
-    digits:int=1,        # after the point
 ):
     "The texts and, in the same shape, which are the best of their block."
     rows, columns = list(rows), list(columns)
-    texts = [mean_std(m, s, digits) for m, s in zip(frame["mean"], frame["std"])]
+    texts = [mean_std(m, s) for m, s in zip(frame["mean"], frame["std"])]
     shown = _pivot(frame.assign(text=texts), rows, columns, "text").fillna("–")
-    ranked = _pivot(frame, rows, columns, "mean").round(digits)
-    return shown, _best(ranked * _signs(ranked.columns, smaller))
+    ranked = _pivot(frame, rows, columns, "mean").round(1)
+    return shown, _best(ranked * _signs(ranked.columns))
 
-def _signs(columns, smaller):
+def _signs(columns):
     "-1 for the columns in which less is better, 1 for the others."
     keys = [c if isinstance(c, tuple) else (c,) for c in columns]
-    return [-1 if set(key) & set(smaller) else 1 for key in keys]
+    return [-1 if set(key) & set(_SMALLER) else 1 for key in keys]
 
 def _best(ranked):
     "Where the largest value of each block and column stands."

@@ -14,9 +14,8 @@ from ..core.storage import read_lines, write_lines
 from ..core.working import remove_working, working_folder
 from ..data.dataset import Dataset
 from ..data.identity import check_classes
-from ..data.overlap import check_apart
+from ..data.suites import check_apart, default_aux, SUITES
 from ..data.poe import aux_images
-from ..data.suites import default_aux, SUITES
 from ..networks.training import train
 from ..distillation.distillation import to_distilled_set
 from ..evaluation.ood_sets import load_ood_sets, ood_names
