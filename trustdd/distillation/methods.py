@@ -44,14 +44,14 @@ class Method:
         dataset,
         pool=None,
         device="cpu",
-        buffer=None,    # folder of experts, for methods that need them
+        buffer=None,    # folder of experts (networks trained on real images), as mtt needs them
         root=None,      # where data sets are
         progress:bool=True, # show bars
     ):
         "What all iterations share, such as a network on its device; made once."
 
     def passes(self, context) -> dict: # from `prepare`
-        "For provenance: whether networks were compiled; nothing where that is no question."
+        "What the set's record says of compiled networks, as `passes_of` gives it; {} for nothing."
         return {}
 
     def step(self,
@@ -59,7 +59,7 @@ class Method:
         state,          # changed in place; `iteration` grows by one, `losses` by one pair
         context,        # from `prepare`
     ):
-        "One iteration. A `FloatingPointError` raised here leaves the state as it was."
+        "One iteration. To fail, raise `FloatingPointError` before you change the state."
         raise UserError(f"method {self.name!r} has no step; write one")
 
 # %% ../../nbs/distillation/35_methods.ipynb #c6eee576
@@ -71,6 +71,9 @@ def method(
     "A decorator that registers a subclass of `Method` under one or more names."
     def register(cls):
         for name in names: _check_name(name, cls)
+        if cls.iterates and "iterations" not in {f.name for f in fields(cls.settings)}:
+            raise UserError(f"method {names[0]!r} iterates, but its settings have no `iterations`; "
+                            "add that field, or set iterates = False")
         for name in names:
             before = type(_methods.get(name, cls(name))).__module__
             if not before.startswith("trustdd."): remember("method", name, cls)
