@@ -177,6 +177,6 @@ def test_logits_bring_everything(here, tmp_path):
 
 def test_what_is_no_network_and_no_suite():
     for nets in (lambda x: x, [lambda x: x], 3):
-        with pytest.raises(UserError, match="is no network"): trustdd.evaluate(nets, dataset="digits", ood="gaussian")
+        with pytest.raises(UserError, match="is not a network"): trustdd.evaluate(nets, dataset="digits", ood="gaussian")
     with pytest.raises(UserError, match="suite"): trustdd.evaluate(torch.nn.Flatten(), dataset="digits", suite="openodd")
     with pytest.raises(UserError, match="give one"): trustdd.evaluate(torch.nn.Flatten(), dataset="digits", ood="gaussian", suite="usual")

@@ -24,14 +24,14 @@ from .scores import SCORES
 def as_networks(
     nets, # a `torch.nn.Module`, or several
 ) -> list:
-    "The networks as a list; `UserError` if something is none."
+    "The networks as a list; `UserError` for anything that is not a network."
     alone = callable(nets) or not hasattr(nets, "__iter__")
     several = [nets] if alone or isinstance(nets, torch.nn.Module) else list(nets)
     if not several: raise UserError("nets to evaluate: none were given")
     wrong = [type(n).__name__ for n in several
              if isinstance(n, type) or not (callable(n) and hasattr(n, "eval"))]
-    if wrong: raise UserError(f"nets to evaluate: {wrong[0]} is no network; give torch.nn.Modules, "
-                              "or a dictionary of logits")
+    if wrong: raise UserError(f"nets to evaluate: {wrong[0]} is not a network; give "
+                              "torch.nn.Modules, or a dictionary of logits")
     return several
 
 def made_by(
