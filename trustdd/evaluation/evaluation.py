@@ -207,9 +207,10 @@ def _settings(report):
     own = report.experiment.get("model")
     models = {r.get("networks", {}).get("model") or own or "" for r in report.runs}
     return _but_for_the_seed(report.experiment) | {
-        "select": report.select, "n_test of the evaluation": report.n_test,
-        "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}),
-        "networks": sorted(models),
+        "select": report.select, # which epoch was tested
+        "n_test of the evaluation": report.n_test, # at most so many images a side
+        "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}), # of test images
+        "networks": sorted(models), # which architectures
         "test sets": [{k: v for k, v in report.sources["in"].items() if k != "warning"},
                       report.sources.get("ood")],
         "scores": list(next(iter(report.ood_values.values())))}
@@ -221,6 +222,11 @@ def _but_for_the_seed(experiment):
     except (UserError, TypeError): return rest
     return {k: v for k, v in known.items() if k != "seed"}
 
+def _seeds(report):
+    "The seeds of the sets and of the networks of a report, where they are known."
+    return {(r["seed"], r.get("networks", {}).get("seed")) for r in report.runs
+            if r.get("seed") is not None}
+
 def _join(a, b):
     if isinstance(a, dict): return {k: _join(a[k], b[k]) for k in a}
     return a + b
@@ -229,7 +235,7 @@ def _join(a, b):
 def combine(
     reports, # of one experiment under different seeds
 ) -> Report:
-    "One report over all networks; `UserError` names the first thing in which the reports differ."
+    "One report over all networks; `UserError` names what differs, or a seed that is there twice."
     reports = list(reports)
     if not reports: raise UserError("reports to combine: none were given")
     total, *rest = reports
@@ -238,5 +244,7 @@ def combine(
         for k in a | b:
             if a.get(k) != b.get(k):
                 raise UserError(f"reports to combine differ in {k}: {a.get(k)!r} and {b.get(k)!r}")
+        for seed, _ in _seeds(total) & _seeds(r):
+            raise UserError(f"reports to combine: two are of seed {seed}; give one of each seed")
         total = replace(total, **{k: _join(getattr(total, k), getattr(r, k)) for k in _POOLED})
     return replace(total, experiment=total.experiment | {"seed": total.seeds}) if rest else total
