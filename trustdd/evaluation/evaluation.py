@@ -136,6 +136,31 @@ def resolve_eval_data(
     check_tested(syn.provenance, dataset, images, root, names)
     return dataset, images, sources
 
+# %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd4
+def _named_dataset(dataset, root):
+    "The in-distribution `Dataset` for networks without a distilled set."
+    if dataset is None: raise UserError("dataset = None; name the in-distribution data set")
+    return load_dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
+
+def _of_arrays(arrays, dataset, ood, n_test, seed, root, logits_out):
+    "The report of logits that were computed elsewhere."
+    by_name = isinstance(dataset, (str, Path)) and not _at_hand(dataset, arrays, root)
+    dataset = known_by_name(dataset, arrays) if by_name else _named_dataset(dataset, root)
+    needed = ood_names(ood, dataset.name, root, arrays.__contains__) if ood else ()
+    if ood and not needed: raise UserError(f"ood = {ood!r}: there are logits of none of its sets")
+    logits = logits_from_arrays(arrays, dataset, needed, n_test or 0, seed)
+    if lost := ood and missing_sets(ood, dataset.name, needed):
+        logits.about["sources"]["missing"] = lost
+    if logits_out: logits.save(logits_out)
+    return report_from_logits(logits)
+
+def _at_hand(name, arrays, root):
+    "Is the data set there, or to be downloaded because the logits come without labels?"
+    if is_known(str(name)) and "labels" not in arrays: return True
+    try: return have(name, root)
+    except UserError: return False # a path that leads nowhere
+
+
 # %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd2
 def evaluate(
     nets,            # a network, or several; without `syn` also their logits, as arrays
@@ -173,31 +198,6 @@ def evaluate(
                             epochs=list(epochs), run=dict(distilled=origin, networks=made_by(nets)))
     if logits_out: logits.save(logits_out)
     return report_from_logits(logits)
-
-# %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd4
-def _named_dataset(dataset, root):
-    "The in-distribution `Dataset` for networks without a distilled set."
-    if dataset is None: raise UserError("dataset = None; name the in-distribution data set")
-    return load_dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
-
-def _of_arrays(arrays, dataset, ood, n_test, seed, root, logits_out):
-    "The report of logits that were computed elsewhere."
-    by_name = isinstance(dataset, (str, Path)) and not _at_hand(dataset, arrays, root)
-    dataset = known_by_name(dataset, arrays) if by_name else _named_dataset(dataset, root)
-    needed = ood_names(ood, dataset.name, root, arrays.__contains__) if ood else ()
-    if ood and not needed: raise UserError(f"ood = {ood!r}: there are logits of none of its sets")
-    logits = logits_from_arrays(arrays, dataset, needed, n_test or 0, seed)
-    if lost := ood and missing_sets(ood, dataset.name, needed):
-        logits.about["sources"]["missing"] = lost
-    if logits_out: logits.save(logits_out)
-    return report_from_logits(logits)
-
-def _at_hand(name, arrays, root):
-    "Is the data set there, or to be downloaded because the logits come without labels?"
-    if is_known(str(name)) and "labels" not in arrays: return True
-    try: return have(name, root)
-    except UserError: return False # a path that leads nowhere
-
 
 # %% ../../nbs/evaluation/58_evaluation.ipynb #83771350
 _POOLED = ("accuracy", "ood_values", "errors", "ece", "reliability", "epochs", "runs")
