@@ -58,8 +58,8 @@ def stage(preset, outliers, quick, device, method="dsa"):
     "(experiment, data set, outlier pool, starting state, network) at the preset's sizes, or tiny ones."
     exp = Experiment(dataset="random-pictures", method=method, outliers=outliers, ipc=10, preset=preset)
     if quick: exp = replace(exp, width=exp.width // 8, batch_real=8)
-    if quick and method == "dm": exp = replace(exp, iterations=1) # too little work to compile for
-    elif quick and preset == "cifar": exp = replace(exp, iterations=1, epochs=1, outer=1, inner=0) # likewise
+    if quick: exp = replace(exp, iterations=1) # too little work to compile the step for; paper's training is compiled
+    if quick and preset == "cifar" and method != "dm": exp = replace(exp, epochs=1, outer=1, inner=0)
     n = CLASSES * exp.batch_real * 5 // 4
     parts = ((pictures(count, 4, part), torch.arange(count) % CLASSES) for part, count in (("train", n), ("test", 40 if quick else 1000)))
     (images, labels), (test_images, test_labels) = parts

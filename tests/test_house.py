@@ -24,6 +24,7 @@ PACKAGE = ROOT/"trustdd"
 sys.path.insert(0, str(ROOT/"tools"))
 import check_python
 import count
+import count_prose
 import draw_rooms
 import migrate_published
 import only
@@ -358,3 +359,17 @@ def test_in_a_process_of_its_own_a_wrong_command_is_one_line_and_status_2():
     done = python("-m", "trustdd", "distill", "--method", "dsaa", stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and "dsaa" in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_definition_has_an_example_and_checks_are_visible():
+    books = [count_prose.cells_of(p) for p in count_prose.chapters(ROOT)]
+    without, defined = zip(*map(count_prose.without_use, books))
+    assert sum(defined) > 400 and sum(map(len, without)) < 0.2 * sum(defined), without
+    checked = [c for book in books for c in count_prose.checks(book)]
+    assert len(checked) > 200 and sum(c.hidden for c in checked) < 0.3 * len(checked)
+
+
+def test_a_definition_without_an_example_is_found():
+    def cell(text): return count_prose.Cell(dict(cell_type="code", source=[text]))
+    book = [cell("#| export\ndef f(): pass"), cell("#| hide\nf()"), cell("#| export\ndef g(): pass"), cell("g()")]
+    assert count_prose.without_use(book) == (["f"], 2)

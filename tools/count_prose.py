@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from count import notebooks, public_names, ROOT
+from count import notebooks, ROOT
 
 CHECK = re.compile(r"^\s*(assert\b|test_(eq|ne|close|fail|is)\()", re.M)
 HIDDEN = re.compile(r"^#\|\s*hide\b", re.M)
@@ -54,7 +54,18 @@ def without_use(cells):
     return missing, sum(len(cells[i].defined) for i in places)
 
 
+def chapters(project):
+    "The notebooks that export modules or explain them, without tour, guides, figures and tables."
+    return [p for p in notebooks(project/"nbs") if p.parent.name not in ("nbs", "paper", "guides")]
+
+
+def checks(cells):
+    "The cells that hold a check and export nothing."
+    return [c for c in cells if c.code and not c.export and CHECK.search(c.text)]
+
+
 def share(part, whole):
+    "A part in percent."
     return f"{part / whole:.0%}" if whole else "-"
 
 
@@ -66,7 +77,7 @@ def reading(paths):
     code = sum(len(c.lines) for c in cells if c.code)
     exported = [c for c in cells if c.export]
     free = [c for c in cells if c.code and not c.export and not c.hidden and c.lines]
-    checks = [c for c in cells if c.code and not c.export and CHECK.search(c.text)]
+    checked = checks(cells)
     unused, defined = zip(*map(without_use, books))
     words = len(re.sub(r"\$\$.*?\$\$|```.*?```", " ", prose, flags=re.S).split())
     return {
@@ -76,7 +87,7 @@ def reading(paths):
             [len(c.lines) for c in exported] or [0]),
         "longest exported cell": max([len(c.lines) for c in exported] or [0]),
         "cells without export that show an output": share(sum(c.shows for c in free), len(free)),
-        "checks in hidden cells": share(sum(c.hidden for c in checks), len(checks)),
+        "checks in hidden cells": share(sum(c.hidden for c in checked), len(checked)),
         "exported definitions without a visible use before the next": share(
             sum(map(len, unused)), sum(defined)),
         "pictures stored": sum(c.pictures for c in cells),
@@ -102,9 +113,8 @@ def in_package(project):
 def main():
     project = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
     every = notebooks(project/"nbs")
-    chapters = [p for p in every if p.parent.name not in ("nbs", "paper", "guides")]
     stored = sorted((project/"figures").glob("*/notebooks/*.ipynb"))
-    groups = {"chapters": chapters, "tour and guides": [
+    groups = {"chapters": chapters(project), "tour and guides": [
                   p for p in every if p.parent.name == "guides" or p.name == "00_tour.ipynb"],
               "figures and tables": [p for p in every if p.parent.name == "paper"],
               "figures and tables, as kept": stored}

@@ -75,22 +75,6 @@ def commit() -> str:
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "trustdd").stdout.strip()
     return head.stdout.strip() + ("+" if changed else "")
 
-# %% ../../nbs/core/03_storage.ipynb #d5b94275
-def atomic_write(
-    path,   # the file to make or replace; a symbolic link is followed
-    data,   # `bytes`, `str`, or a list of `bytes` that follow each other
-):
-    "Write `data` to `path`, whole or not at all; raises `UserError` if it cannot be written."
-    if isinstance(data, str): data = data.encode("utf-8")
-    try:
-        path, mode = _regular(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        _write_beside(path, data if isinstance(data, list) else [data], mode)
-    except (OSError, ValueError) as e: # of values, a name with a NUL, or one without an encoding
-        why = getattr(e, "strerror", None) or e
-        raise e if isinstance(e, UserError) else UserError(f"cannot write {path}: {why}") from e
-
 # %% ../../nbs/core/03_storage.ipynb #e89a2b43
 def _regular(path) -> tuple:
     "The file that `path` leads to, and its permissions (None if it is new)."
@@ -133,6 +117,22 @@ def _sweep(path):
             with open(half, "r+b") as f:
                 if half.stat().st_size and _hold(f): _remove(half)
         except OSError: pass
+
+# %% ../../nbs/core/03_storage.ipynb #d5b94275
+def atomic_write(
+    path,   # the file to make or replace; a symbolic link is followed
+    data,   # `bytes`, `str`, or a list of `bytes` that follow each other
+):
+    "Write `data` to `path`, whole or not at all; raises `UserError` if it cannot be written."
+    if isinstance(data, str): data = data.encode("utf-8")
+    try:
+        path, mode = _regular(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        _write_beside(path, data if isinstance(data, list) else [data], mode)
+    except (OSError, ValueError) as e: # of values, a name with a NUL, or one without an encoding
+        why = getattr(e, "strerror", None) or e
+        raise e if isinstance(e, UserError) else UserError(f"cannot write {path}: {why}") from e
 
 # %% ../../nbs/core/03_storage.ipynb #a543fa2d
 def writable(

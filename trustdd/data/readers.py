@@ -45,6 +45,20 @@ def _pixels(image:Image.Image, side:int=None) -> np.ndarray:
         image = square.resize((side, side), Image.BILINEAR)
     return np.asarray(image)
 
+# %% ../../nbs/data/13_readers.ipynb #1c5ca96b
+def _first_line(error):
+    "What an exception says, in one line; its type if it says nothing."
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+def _check_sizes(arrays, name):
+    "`UserError` if images differ in size from the first."
+    h, w = arrays[0].shape[:2]
+    for i, a in enumerate(arrays):
+        if a.shape[:2] != (h, w):
+            raise UserError(f"images of mixed sizes: {name(0)} is {w}x{h}, "
+                            f"{name(i)} is {a.shape[1]}x{a.shape[0]}; "
+                            "write NAME@SIDE (or size=SIDE) to crop and resize them")
+
 # %% ../../nbs/data/13_readers.ipynb #795b5523
 def decode(
     n:int,      # how many images
@@ -71,20 +85,6 @@ def decode(
     out = np.empty((n, channels, *arrays[0].shape[:2]), dtype=np.uint8)
     for i, a in enumerate(arrays): out[i] = a.transpose(2, 0, 1) if a.ndim == 3 else a
     return torch.from_numpy(out)
-
-# %% ../../nbs/data/13_readers.ipynb #1c5ca96b
-def _first_line(error):
-    "What an exception says, in one line; its type if it says nothing."
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-def _check_sizes(arrays, name):
-    "`UserError` if images differ in size from the first."
-    h, w = arrays[0].shape[:2]
-    for i, a in enumerate(arrays):
-        if a.shape[:2] != (h, w):
-            raise UserError(f"images of mixed sizes: {name(0)} is {w}x{h}, "
-                            f"{name(i)} is {a.shape[1]}x{a.shape[0]}; "
-                            "write NAME@SIDE (or size=SIDE) to crop and resize them")
 
 # %% ../../nbs/data/13_readers.ipynb #027c4ede
 def to_channels(images, c:int) -> torch.Tensor:

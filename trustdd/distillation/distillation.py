@@ -67,6 +67,14 @@ def save_checkpoint(
     meta |= _rounding(state.images.device) | own_code(exp)
     write_safetensors(path, tensors, {"checkpoint": json.dumps(meta)})
 
+# %% ../../nbs/distillation/45_distillation.ipynb #e5593157
+def _check_precision(begun, device, path):
+    "Raise `UserError` unless the device multiplies as precisely as the run has so far."
+    asked = precision(device)
+    if begun != asked:
+        raise UserError(f"{path} was begun with precision {begun!r}, asked is {asked!r}; "
+                        f"set TRUSTDD_PRECISION={begun} on a GPU, or delete it")
+
 # %% ../../nbs/distillation/45_distillation.ipynb #ba017870
 def load_checkpoint(
     path,           # the file
@@ -93,14 +101,6 @@ def load_checkpoint(
         raise UserError(f"{path} is no whole checkpoint (it lacks {', '.join(lost)}); "
                         "delete it to start over")
     return kind(**parts), threads
-
-# %% ../../nbs/distillation/45_distillation.ipynb #e5593157
-def _check_precision(begun, device, path):
-    "Raise `UserError` unless the device multiplies as precisely as the run has so far."
-    asked = precision(device)
-    if begun != asked:
-        raise UserError(f"{path} was begun with precision {begun!r}, asked is {asked!r}; "
-                        f"set TRUSTDD_PRECISION={begun} on a GPU, or delete it")
 
 # %% ../../nbs/distillation/45_distillation.ipynb #5051e448
 def to_distilled_set(
@@ -205,6 +205,13 @@ def _run(exp, dataset, pool, device, options, checkpoint, every, on_step, progre
             raise
     return state, dict(threads=threads) | method.passes(context)
 
+# %% ../../nbs/distillation/45_distillation.ipynb #1a247d54
+def _check_alike(exp, dataset, device):
+    "Raise `UserError` unless all processes are about to do the same."
+    images = zlib.crc32(dataset.images.cpu().contiguous().numpy())
+    require_same(**to_dict(exp), data=dataset.source, images=images, device=device.type,
+                 torch=torch.__version__, trustdd=trustdd.__version__, **own_code(exp))
+
 # %% ../../nbs/distillation/45_distillation.ipynb #c2346a1e
 def check_distillable(exp:Experiment):
     "Raise `UserError` for a method that distils nothing."
@@ -241,10 +248,3 @@ def distill(
     made = provenance(exp, dataset, device) | how | dict(images=identity_of(dataset))
     if exp.outliers == "oe": made |= aux_made(exp, dataset, root)
     return to_distilled_set(exp, state, dataset, made)
-
-# %% ../../nbs/distillation/45_distillation.ipynb #1a247d54
-def _check_alike(exp, dataset, device):
-    "Raise `UserError` unless all processes are about to do the same."
-    images = zlib.crc32(dataset.images.cpu().contiguous().numpy())
-    require_same(**to_dict(exp), data=dataset.source, images=images, device=device.type,
-                 torch=torch.__version__, trustdd=trustdd.__version__, **own_code(exp))

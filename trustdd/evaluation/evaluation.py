@@ -136,6 +136,31 @@ def resolve_eval_data(
     check_tested(syn.provenance, dataset, images, root, names)
     return dataset, images, sources
 
+# %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd4
+def _named_dataset(dataset, root):
+    "The in-distribution `Dataset` for networks without a distilled set."
+    if dataset is None: raise UserError("dataset = None; name the in-distribution data set")
+    return load_dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
+
+def _of_arrays(arrays, dataset, ood, n_test, seed, root, logits_out):
+    "The report of logits that were computed elsewhere."
+    by_name = isinstance(dataset, (str, Path)) and not _at_hand(dataset, arrays, root)
+    dataset = known_by_name(dataset, arrays) if by_name else _named_dataset(dataset, root)
+    needed = ood_names(ood, dataset.name, root, arrays.__contains__) if ood else ()
+    if ood and not needed: raise UserError(f"ood = {ood!r}: there are logits of none of its sets")
+    logits = logits_from_arrays(arrays, dataset, needed, n_test or 0, seed)
+    if lost := ood and missing_sets(ood, dataset.name, needed):
+        logits.about["sources"]["missing"] = lost
+    if logits_out: logits.save(logits_out)
+    return report_from_logits(logits)
+
+def _at_hand(name, arrays, root):
+    "Is the data set there, or to be downloaded because the logits come without labels?"
+    if is_known(str(name)) and "labels" not in arrays: return True
+    try: return have(name, root)
+    except UserError: return False # a path that leads nowhere
+
+
 # %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd2
 def evaluate(
     nets,            # a network, or several; without `syn` also their logits, as arrays
@@ -174,31 +199,6 @@ def evaluate(
     if logits_out: logits.save(logits_out)
     return report_from_logits(logits)
 
-# %% ../../nbs/evaluation/58_evaluation.ipynb #99a2abd4
-def _named_dataset(dataset, root):
-    "The in-distribution `Dataset` for networks without a distilled set."
-    if dataset is None: raise UserError("dataset = None; name the in-distribution data set")
-    return load_dataset(str(dataset), root) if isinstance(dataset, (str, Path)) else dataset
-
-def _of_arrays(arrays, dataset, ood, n_test, seed, root, logits_out):
-    "The report of logits that were computed elsewhere."
-    by_name = isinstance(dataset, (str, Path)) and not _at_hand(dataset, arrays, root)
-    dataset = known_by_name(dataset, arrays) if by_name else _named_dataset(dataset, root)
-    needed = ood_names(ood, dataset.name, root, arrays.__contains__) if ood else ()
-    if ood and not needed: raise UserError(f"ood = {ood!r}: there are logits of none of its sets")
-    logits = logits_from_arrays(arrays, dataset, needed, n_test or 0, seed)
-    if lost := ood and missing_sets(ood, dataset.name, needed):
-        logits.about["sources"]["missing"] = lost
-    if logits_out: logits.save(logits_out)
-    return report_from_logits(logits)
-
-def _at_hand(name, arrays, root):
-    "Is the data set there, or to be downloaded because the logits come without labels?"
-    if is_known(str(name)) and "labels" not in arrays: return True
-    try: return have(name, root)
-    except UserError: return False # a path that leads nowhere
-
-
 # %% ../../nbs/evaluation/58_evaluation.ipynb #83771350
 _POOLED = ("accuracy", "ood_values", "errors", "ece", "reliability", "epochs", "runs")
 
@@ -207,9 +207,10 @@ def _settings(report):
     own = report.experiment.get("model")
     models = {r.get("networks", {}).get("model") or own or "" for r in report.runs}
     return _but_for_the_seed(report.experiment) | {
-        "select": report.select, "n_test of the evaluation": report.n_test,
-        "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}),
-        "networks": sorted(models),
+        "select": report.select, # which epoch was tested
+        "n_test of the evaluation": report.n_test, # at most so many images a side
+        "seeds of the draws": sorted({r["draw_seed"] for r in report.runs}), # of test images
+        "networks": sorted(models), # which architectures
         "test sets": [{k: v for k, v in report.sources["in"].items() if k != "warning"},
                       report.sources.get("ood")],
         "scores": list(next(iter(report.ood_values.values())))}
@@ -221,6 +222,11 @@ def _but_for_the_seed(experiment):
     except (UserError, TypeError): return rest
     return {k: v for k, v in known.items() if k != "seed"}
 
+def _seeds(report):
+    "The seeds of the sets and of the networks of a report, where they are known."
+    return {(r["seed"], r.get("networks", {}).get("seed")) for r in report.runs
+            if r.get("seed") is not None}
+
 def _join(a, b):
     if isinstance(a, dict): return {k: _join(a[k], b[k]) for k in a}
     return a + b
@@ -229,7 +235,7 @@ def _join(a, b):
 def combine(
     reports, # of one experiment under different seeds
 ) -> Report:
-    "One report over all networks; `UserError` names the first thing in which the reports differ."
+    "One report over all networks; `UserError` names what differs, or a seed that is there twice."
     reports = list(reports)
     if not reports: raise UserError("reports to combine: none were given")
     total, *rest = reports
@@ -238,5 +244,7 @@ def combine(
         for k in a | b:
             if a.get(k) != b.get(k):
                 raise UserError(f"reports to combine differ in {k}: {a.get(k)!r} and {b.get(k)!r}")
+        for seed, _ in _seeds(total) & _seeds(r):
+            raise UserError(f"reports to combine: two are of seed {seed}; give one of each seed")
         total = replace(total, **{k: _join(getattr(total, k), getattr(r, k)) for k in _POOLED})
     return replace(total, experiment=total.experiment | {"seed": total.seeds}) if rest else total

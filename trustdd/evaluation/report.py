@@ -29,8 +29,7 @@ def mean_std(
     v = [x for x in values if not math.isnan(x)]
     if not v: return math.nan, math.nan
     mean = math.fsum(v) / len(v)
-    if len(v) == 1: return mean, 0.0
-    return mean, math.sqrt(math.fsum((x - mean)**2 for x in v) / (len(v) - 1))
+    return mean, math.sqrt(math.fsum((x - mean)**2 for x in v) / max(1, len(v) - 1))
 
 # %% ../../nbs/evaluation/56_report.ipynb #7a341d28
 @dataclass(frozen=True, eq=False)
@@ -210,10 +209,11 @@ def _other_networks(report):
 
 def _title(report):
     "Data set, method, images per class, networks and epoch, in one line."
-    e = report.experiment
+    e, made = report.experiment, report.runs[0].get("distilled", {}).get("imported", {})
     epoch = {"last": "last epoch", "best_on_test": "epoch that is BEST ON THE TEST SET"}
-    method = "-".join(e[k] for k in ("method", "outliers") if e.get(k))
-    words = [report.sources["in"]["name"], method or e.get("model", ""),
+    method = "-".join(filter(None, (made.get("method") or e.get("method"), e.get("outliers"))))
+    by = f" (recipe {made['recipe']})" if made else "" # by which networks learn an imported set
+    words = [report.sources["in"]["name"], method + by or e.get("model", ""),
              f"ipc {e['ipc']}" if "ipc" in e else "",
              f"{report.n_nets} network{'s' * (report.n_nets > 1)}" + _other_networks(report),
              epoch[report.select] if method or "model" not in e else ""]
@@ -245,6 +245,6 @@ def summary(self:Report, score:str="msp") -> str:
     rows = [line(name, [cell(mean_std(v[m])) for m in METRICS]) for name, v in lines]
     note = ["† kin to the outliers learned from: no claim rests on it"] * bool(self.kin)
     heads = line(head, [label for label, _ in METRICS.values()])
-    about = usual_note(self.sources["in"]["name"], self.experiment, values)
-    note += [*image_counts(self.sources), about]
+    note += image_counts(self.sources)
+    note += [usual_note(self.sources["in"]["name"], self.experiment, values)]
     return "\n".join(filter(None, [_title(self), quality, heads, *rows, *note]))

@@ -119,47 +119,6 @@ def _training_data(source, device="cpu", pool=None):
     def normalise(x): return source.normalise(x, device)
     return _TrainingData(images, labels, outliers, source.n_classes, normalise, pool=pool)
 
-# %% ../../nbs/networks/34_training.ipynb #faef02dc
-def train(
-    source,             # a `DistilledSet`, or a `Dataset` (then `exp` is needed)
-    n_nets:int=None,    # how many networks; as the experiment says if None
-    seed:int=None,      # of the networks; the experiment's if None
-    device="auto",      # auto, cpu, cuda …
-    exp:Experiment=None,# the training recipe; the distilled set's own if None
-    model:str=None,     # another network than the experiment's
-    snapshots:int=0,    # states kept on the way, for select="best_on_test"
-    progress:bool=True, # show a bar
-    keep=None,          # a folder for unfinished networks; if None, it cannot be stopped
-    every:float=30,     # seconds between two writings of a network under way
-    pool=None,          # of a `Dataset`: outliers to learn from, on the device
-) -> list:
-    "Networks trained on `source`, each with `.history`, `.made` and `.seconds` (Ma et al. 2024)."
-    if exp is None and isinstance(source, Dataset):
-        raise UserError("training on a whole data set needs exp, the recipe")
-    exp = exp or source.experiment
-    n_nets, seed = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed
-    if n_nets < 1: raise UserError(f"n_nets = {n_nets} must be 1 or more")
-    device = pick_device(device)
-    keep_memory()
-    data = _training_data(source, device, pool)
-    shape = tuple(data.images.shape[1:])
-    net = from_experiment(exp, shape, data.n_classes, stream(seed, "evaluation", 0), device, model)
-    # counts exp.n_nets, not n_nets: asking for fewer networks must not change any of them
-    work = exp.n_nets * exp.epochs * (len(data.images) + len(data.outliers))
-    fast = in_precision(compiled(net, shape, work), exp.precision, device)
-    about = describe_training(exp, seed, model, data.lr, snapshots, *data.pixels) if keep else None
-    checkpoints = TrainingCheckpoints(keep, about, every)
-    mine = shard(n_nets)
-    what = f"training {n_nets} network{'s' * (n_nets > 1)}"
-    bar = tqdm(total=len(mine) * exp.epochs, desc=what, unit="epoch",
-               disable=not (progress and is_main_process()))
-    with bar, arithmetic(device), stop_together():
-        wanted = _kept_epochs(exp.epochs, snapshots)
-        nets = [_train_one(net, fast, data, exp, seed, k, wanted, bar, checkpoints) for k in mine]
-    nets = _of_all_processes(net, nets)
-    for made in nets: made.made = dict(seed=seed, model=model or exp.model, **passes_of(net))
-    return nets
-
 # %% ../../nbs/networks/34_training.ipynb #aff8e84b
 def _train_one(net, fast, data, exp, seed, k, wanted, bar, checkpoints):
     "Network `k` of a training, trained to its end or restored."
@@ -220,6 +179,47 @@ def _kept_epochs(epochs, snapshots):
     if not snapshots: return set()
     evenly = {round(epochs * (i + 1) / snapshots) for i in range(snapshots)}
     return ({1} | evenly) - {0}
+
+# %% ../../nbs/networks/34_training.ipynb #faef02dc
+def train(
+    source,             # a `DistilledSet`, or a `Dataset` (then `exp` is needed)
+    n_nets:int=None,    # how many networks; as the experiment says if None
+    seed:int=None,      # of the networks; the experiment's if None
+    device="auto",      # auto, cpu, cuda …
+    exp:Experiment=None,# the training recipe; the distilled set's own if None
+    model:str=None,     # another network than the experiment's
+    snapshots:int=0,    # states kept on the way, for select="best_on_test"
+    progress:bool=True, # show a bar
+    keep=None,          # a folder for unfinished networks; if None, it cannot be stopped
+    every:float=30,     # seconds between two writings of a network under way
+    pool=None,          # of a `Dataset`: outliers to learn from, on the device
+) -> list:
+    "Networks trained on `source`, each with `.history`, `.made` and `.seconds` (Ma et al. 2024)."
+    if exp is None and isinstance(source, Dataset):
+        raise UserError("training on a whole data set needs exp, the recipe")
+    exp = exp or source.experiment
+    n_nets, seed = exp.n_nets if n_nets is None else n_nets, exp.seed if seed is None else seed
+    if n_nets < 1: raise UserError(f"n_nets = {n_nets} must be 1 or more")
+    device = pick_device(device)
+    keep_memory()
+    data = _training_data(source, device, pool)
+    shape = tuple(data.images.shape[1:])
+    net = from_experiment(exp, shape, data.n_classes, stream(seed, "evaluation", 0), device, model)
+    # counts exp.n_nets, not n_nets: asking for fewer networks must not change any of them
+    work = exp.n_nets * exp.epochs * (len(data.images) + len(data.outliers))
+    fast = in_precision(compiled(net, shape, work), exp.precision, device)
+    about = describe_training(exp, seed, model, data.lr, snapshots, *data.pixels) if keep else None
+    checkpoints = TrainingCheckpoints(keep, about, every)
+    mine = shard(n_nets)
+    what = f"training {n_nets} network{'s' * (n_nets > 1)}"
+    bar = tqdm(total=len(mine) * exp.epochs, desc=what, unit="epoch",
+               disable=not (progress and is_main_process()))
+    with bar, arithmetic(device), stop_together():
+        wanted = _kept_epochs(exp.epochs, snapshots)
+        nets = [_train_one(net, fast, data, exp, seed, k, wanted, bar, checkpoints) for k in mine]
+    nets = _of_all_processes(net, nets)
+    for made in nets: made.made = dict(seed=seed, model=model or exp.model, **passes_of(net))
+    return nets
 
 # %% ../../nbs/networks/34_training.ipynb #60ff1162
 @settings("matching", "full")

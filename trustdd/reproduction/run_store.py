@@ -78,8 +78,9 @@ def training_images(
     exp:Experiment, # what is asked for
     root=None,      # where data sets are
 ) -> dict:
-    "What the images that `exp` learns from are known by: the data set, and auxiliary images."
-    used = exp.outliers == "oe" or exp.holdout and not exp.ood # if held out: validated on them
+    "Content hashes of the images that `exp` learns from: the data set, and auxiliary images."
+    held_out = exp.holdout and not exp.ood # then auxiliary images stand in for OOD sets in tests
+    used = exp.outliers == "oe" or held_out
     aux = getattr(exp, "aux", "") or default_aux(exp.dataset)
     return image_identities(exp.dataset, aux if used else "", (), root, **own_code(exp))
 
@@ -89,7 +90,7 @@ def all_images(
 ) -> dict:
     "The same, and the OOD sets that `exp` is tested on."
     known = training_images(exp, root)
-    if not known or exp.holdout and not exp.ood: return known
+    if not known or exp.holdout and not exp.ood: return known # tested on what is in it
     return known | image_identities(exp.dataset, "", ood_names(exp.ood, exp.dataset, root), root)
 
 # %% ../../nbs/reproduction/68_run_store.ipynb #5db8a3e0
@@ -105,7 +106,7 @@ def write_identity(
 def stored_images(
     folder, # of a run
 ) -> dict:
-    "What the images of a run are known by; `UserError` if nobody recorded it."
+    "Content hashes of the images of a run; `UserError` if they were not recorded."
     file = Path(folder)/"images.json"
     try: return unseal(read_json(file))
     except ValueError:
@@ -204,7 +205,7 @@ def claimed(
     "Hold the folder's lock inside; of several joined processes the first does, for all."
     def locked(): return try_lock(lock, folder)
     lock = broadcast_from_rank0(lambda: writable(folder)) and FileLock(folder/".lock")
-    while not broadcast_from_rank0(locked): pass # a moment at a time, for all of them
+    while not broadcast_from_rank0(locked): pass # each try waits half a second, for all of them
     try:
         broadcast_from_rank0(lambda: _remove_halves(folder))
         yield
