@@ -38,29 +38,23 @@ def is_end(column:str) -> bool:
     "Is it an end of a 95% interval?"
     return column.split()[-1] in ("low", "high")
 
-# %% ../../nbs/reproduction/85_cells.ipynb #caa583b4
-def find_cell(
-    file,       # NAME.csv, or NAME with any ending
-    row,        # its number, or "key=value,key=value"
-    column:str, # name of the column
-) -> Cell:
-    "The cell; raises `UserError` if file, row or column is not there, or if several rows fit."
-    file = Path(file).with_suffix(".csv")
-    try:
-        rows = rows_of(file)
-        about = read_json(file.with_suffix(".json"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"{file} needs to be a figure's or table's numbers, with its description "
-                        f"{file.stem}.json beside it: {e}") from e
-    if not rows: raise UserError(f"{file} has no rows")
-    check_choice(f"column of {file.name}", column, tuple(rows[0]))
-    i = _row_number(rows, row, file.name)
-    return Cell(file, i, column, rows[i], about)
+# %% ../../nbs/reproduction/85_cells.ipynb #2c117a27
+def _pairs(text, columns, name):
+    "key=value,key=value as a dictionary; a comma in a value is kept."
+    pairs = []
+    for part in text.split(","):
+        if "=" in part: pairs.append(part.split("=", 1))
+        elif pairs: pairs[-1][1] += "," + part
+        else: raise UserError(f"row {text!r} must be a number or key=value,key=value")
+    for k, _ in pairs: check_choice(f"column of {name}", k.strip(), columns)
+    return {k.strip(): v.strip() for k, v in pairs}
 
-def rows_of(file) -> list:
-    "The rows of a .csv, as dictionaries of texts."
-    lines = regular_file(file).read_text(encoding="utf-8").splitlines(keepends=True)
-    return list(csv.DictReader(lines))
+def _near(rows, wanted):
+    "The values there are for the first key that fits no row."
+    for k, v in wanted.items():
+        if any(_same(r[k], v) for r in rows): continue
+        return f"{k} is one of: {', '.join(list(dict.fromkeys(r[k] for r in rows))[:12])}"
+    return "each of them fits some row, but no row has them all"
 
 # %% ../../nbs/reproduction/85_cells.ipynb #0d07f43e
 def _row_number(
@@ -87,20 +81,26 @@ def _same(a, b):
     try: return float(a) == float(b)
     except ValueError: return a.lower() == b.lower()
 
-# %% ../../nbs/reproduction/85_cells.ipynb #2c117a27
-def _pairs(text, columns, name):
-    "key=value,key=value as a dictionary; a comma in a value is kept."
-    pairs = []
-    for part in text.split(","):
-        if "=" in part: pairs.append(part.split("=", 1))
-        elif pairs: pairs[-1][1] += "," + part
-        else: raise UserError(f"row {text!r} must be a number or key=value,key=value")
-    for k, _ in pairs: check_choice(f"column of {name}", k.strip(), columns)
-    return {k.strip(): v.strip() for k, v in pairs}
+# %% ../../nbs/reproduction/85_cells.ipynb #caa583b4
+def find_cell(
+    file,       # NAME.csv, or NAME with any ending
+    row,        # its number, or "key=value,key=value"
+    column:str, # name of the column
+) -> Cell:
+    "The cell; raises `UserError` if file, row or column is not there, or if several rows fit."
+    file = Path(file).with_suffix(".csv")
+    try:
+        rows = rows_of(file)
+        about = read_json(file.with_suffix(".json"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{file} needs to be a figure's or table's numbers, with its description "
+                        f"{file.stem}.json beside it: {e}") from e
+    if not rows: raise UserError(f"{file} has no rows")
+    check_choice(f"column of {file.name}", column, tuple(rows[0]))
+    i = _row_number(rows, row, file.name)
+    return Cell(file, i, column, rows[i], about)
 
-def _near(rows, wanted):
-    "The values there are for the first key that fits no row."
-    for k, v in wanted.items():
-        if any(_same(r[k], v) for r in rows): continue
-        return f"{k} is one of: {', '.join(list(dict.fromkeys(r[k] for r in rows))[:12])}"
-    return "each of them fits some row, but no row has them all"
+def rows_of(file) -> list:
+    "The rows of a .csv, as dictionaries of texts."
+    lines = regular_file(file).read_text(encoding="utf-8").splitlines(keepends=True)
+    return list(csv.DictReader(lines))

@@ -197,6 +197,30 @@ def _told(e) -> tuple:
     text = " ".join(str(e).split()) or type(e).__name__
     return text, 2 if isinstance(e, (UserError, UnicodeError)) else 1
 
+# %% ../../nbs/reproduction/98_cli.ipynb #5bddf939
+def _run(words, used) -> int:
+    "Run the command, `used` seconds after it was typed; plug-ins are loaded."
+    commands, name = dict(_COMMANDS), words[0] if words else ""
+    if odd := [w for w in words if "\0" in w]: raise UserError(f"{odd[0]!r} holds a zero byte")
+    if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):
+        words = [*words, "--method", "mtt"] # the only method with experts
+    if name in _EXPERIMENT:
+        check_flags(_COMMANDS[name], words)
+        commands[name] = with_experiment(_COMMANDS[name], words, _EXPERIMENT[name])
+    parsed = parse(commands, words, trustdd.__version__)
+    command = getattr(parsed, "command", parsed)
+    fields = given(parsed, words) if name in _EXPERIMENT else {}
+    if world_size() > 1 and name not in _SHARED:
+        raise UserError(f"trustdd {name} runs in one process; torchrun is for {', '.join(_SHARED)}")
+    empty = [f"--{k}" for k in ("runs", "out", "plan") if getattr(command, k, None) == ""]
+    if empty: raise UserError(f"{empty[0]} '' names nothing; leave it out, or give a path")
+    homes = {k: os.path.expanduser(v) for k, v in vars(command).items()
+             if k in ("runs", "out", "plan", "figures", "file") and str(v).startswith("~")}
+    if homes: command = replace(command, **homes) # after a = no shell has done it
+    if hasattr(command, "device"): command = replace(command, device=local_device(command.device))
+    if not hasattr(command, "time_budget"): return command.run(fields)
+    with time_budget(command.time_budget, used): return command.run(fields)
+
 # %% ../../nbs/reproduction/98_cli.ipynb #f2427b47
 def main(
     argv=None, # the words after `trustdd`; those of the process if None
@@ -223,27 +247,3 @@ def main(
         line, status = _told(e)
         log_once(f"trustdd: {line}")
         return status
-
-# %% ../../nbs/reproduction/98_cli.ipynb #5bddf939
-def _run(words, used) -> int:
-    "Run the command, `used` seconds after it was typed; plug-ins are loaded."
-    commands, name = dict(_COMMANDS), words[0] if words else ""
-    if odd := [w for w in words if "\0" in w]: raise UserError(f"{odd[0]!r} holds a zero byte")
-    if name == "buffers" and not any(w.split("=")[0] == "--method" for w in words):
-        words = [*words, "--method", "mtt"] # the only method with experts
-    if name in _EXPERIMENT:
-        check_flags(_COMMANDS[name], words)
-        commands[name] = with_experiment(_COMMANDS[name], words, _EXPERIMENT[name])
-    parsed = parse(commands, words, trustdd.__version__)
-    command = getattr(parsed, "command", parsed)
-    fields = given(parsed, words) if name in _EXPERIMENT else {}
-    if world_size() > 1 and name not in _SHARED:
-        raise UserError(f"trustdd {name} runs in one process; torchrun is for {', '.join(_SHARED)}")
-    empty = [f"--{k}" for k in ("runs", "out", "plan") if getattr(command, k, None) == ""]
-    if empty: raise UserError(f"{empty[0]} '' names nothing; leave it out, or give a path")
-    homes = {k: os.path.expanduser(v) for k, v in vars(command).items()
-             if k in ("runs", "out", "plan", "figures", "file") and str(v).startswith("~")}
-    if homes: command = replace(command, **homes) # after a = no shell has done it
-    if hasattr(command, "device"): command = replace(command, device=local_device(command.device))
-    if not hasattr(command, "time_budget"): return command.run(fields)
-    with time_budget(command.time_budget, used): return command.run(fields)

@@ -58,6 +58,26 @@ def _experts_first(exp, command):
     if exp.method == "mtt" and needs_experts(exp, command.runs, command.device):
         run_buffer(exp, command.runs, None, command.device)
 
+# %% ../../nbs/reproduction/95_commands.ipynb #c7505ce4
+def _changes(words) -> dict:
+    "Fields and values from a text such as model=lenet,width=64."
+    found, plain = {}, Experiment()
+    for part in filter(None, words.split(",")):
+        name, _, value = part.partition("=")
+        check_choice("field", name, field_names())
+        known = getattr(plain, name)
+        found[name] = to_value(type(known) if known is not None else str, value)
+    return found
+
+def _result(report) -> str:
+    group = "mean" if report.groups["mean"] else "noise"
+    sets, n = dict(mean="near and far sets", noise="sets of noise")[group], report.n_nets
+    form = "{:.1f} ± {:.1f}%" if n > 1 else "{:.1f}%" # one network has no spread
+    accuracy = form.format(report.accuracy_mean, report.accuracy_std)
+    auroc = form.format(*report.mean_over_sets(group=group))
+    over = f"over {sets} ({n} network{'s' * (n > 1)})"
+    return f"accuracy {accuracy}, mean AUROC {auroc} {over}"
+
 # %% ../../nbs/reproduction/95_commands.ipynb #90144c89
 @dataclass(frozen=True)
 class Run(Stored):
@@ -89,26 +109,6 @@ class Run(Stored):
         if said := run.report.sources["in"].get("warning"): warnings.warn(said)
         print(f"{_result(run.report)}\n{run.folder}")
         return 0
-
-# %% ../../nbs/reproduction/95_commands.ipynb #c7505ce4
-def _changes(words) -> dict:
-    "Fields and values from a text such as model=lenet,width=64."
-    found, plain = {}, Experiment()
-    for part in filter(None, words.split(",")):
-        name, _, value = part.partition("=")
-        check_choice("field", name, field_names())
-        known = getattr(plain, name)
-        found[name] = to_value(type(known) if known is not None else str, value)
-    return found
-
-def _result(report) -> str:
-    group = "mean" if report.groups["mean"] else "noise"
-    sets, n = dict(mean="near and far sets", noise="sets of noise")[group], report.n_nets
-    form = "{:.1f} ± {:.1f}%" if n > 1 else "{:.1f}%" # one network has no spread
-    accuracy = form.format(report.accuracy_mean, report.accuracy_std)
-    auroc = form.format(*report.mean_over_sets(group=group))
-    over = f"over {sets} ({n} network{'s' * (n > 1)})"
-    return f"accuracy {accuracy}, mean AUROC {auroc} {over}"
 
 # %% ../../nbs/reproduction/95_commands.ipynb #0173d96f
 @dataclass(frozen=True)

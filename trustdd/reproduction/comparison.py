@@ -193,6 +193,20 @@ class Comparison:
         table = to_text([list(heads.values()), *(_cells(row, heads) for row in self.rows)])
         return "\n".join(filter(None, [table, _kin_note(self.rows), *self.notes]))
 
+# %% ../../nbs/reproduction/92_comparison.ipynb #2c97b617
+def _page(entrants, rows, pairs, statistic, recipe, notes) -> str:
+    "The page as HTML."
+    import jinja2
+    env = jinja2.Environment(loader=jinja2.PackageLoader("trustdd"), autoescape=True)
+    heads, tested = _heads(rows), entrants[0].report.sources
+    cells = [(_cells(row, heads), e.reference) for row, e in zip(rows, entrants)]
+    sources = [about["source"] for about in (tested["in"], *tested["ood"].values())]
+    return env.get_template("comparison.html.j2").render(
+        dataset=tested["in"]["name"], heads=heads.values(), rows=cells, pairs=pairs, signed=signed,
+        statistic=statistic, fair=_fair_sets(entrants), kin=_kin_note(rows), recipe=recipe,
+        pictures=[(e.name, as_base64(set_picture(e.syn, 10, 4))) for e in entrants if e.syn],
+        sources=[*sources, *notes])
+
 # %% ../../nbs/reproduction/92_comparison.ipynb #b4d0a144
 def compare(
     files,              # distilled sets of one data set, NAME.safetensors
@@ -233,17 +247,3 @@ def compare(
     page = _page([e for _, e in ranked], rows, pairs, _BY[by], recipe, notes)
     atomic_write(out/"index.html", page)
     return Comparison(rows, gaps, pairs, out/"index.html", tuple(notes))
-
-# %% ../../nbs/reproduction/92_comparison.ipynb #2c97b617
-def _page(entrants, rows, pairs, statistic, recipe, notes) -> str:
-    "The page as HTML."
-    import jinja2
-    env = jinja2.Environment(loader=jinja2.PackageLoader("trustdd"), autoescape=True)
-    heads, tested = _heads(rows), entrants[0].report.sources
-    cells = [(_cells(row, heads), e.reference) for row, e in zip(rows, entrants)]
-    sources = [about["source"] for about in (tested["in"], *tested["ood"].values())]
-    return env.get_template("comparison.html.j2").render(
-        dataset=tested["in"]["name"], heads=heads.values(), rows=cells, pairs=pairs, signed=signed,
-        statistic=statistic, fair=_fair_sets(entrants), kin=_kin_note(rows), recipe=recipe,
-        pictures=[(e.name, as_base64(set_picture(e.syn, 10, 4))) for e in entrants if e.syn],
-        sources=[*sources, *notes])

@@ -64,35 +64,6 @@ class Transfer(Run):
     @property
     def distilled(self) -> DistilledSet: return self.source.distilled
 
-# %% ../../nbs/reproduction/72_cross_architecture.ipynb #00124fa3
-def transfer(
-    run:Run,            # finished; its distilled set is trained on
-    device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets are
-    progress:bool=True, # show a bar
-    **changes,          # as for `changed`
-) -> Transfer:
-    "Other networks on the set of `run`, trained and evaluated if they are not stored."
-    exp = changed(run.exp, **changes)
-    folder = run.folder/network_folder(run.exp, exp)
-    if not _there(folder):
-        if not StepTimer().next(): raise OutOfTime(f"{folder}: not begun")
-        with hold_lock(FileLock(writable(folder)/".lock"), folder):
-            if not _there(folder): _evaluate(run, exp, folder, device, root, progress)
-    return Transfer(exp, folder, run)
-
-def differences(
-    made:Experiment,    # of the run
-    exp:Experiment,     # the recipe of other networks
-) -> dict:
-    "The fields in which the networks differ from the run's own."
-    return {k: getattr(exp, k) for k in _TRAINED if getattr(exp, k) != getattr(made, k)}
-
-def network_folder(made:Experiment, exp:Experiment) -> Path:
-    "Where the networks are, below the run's folder; the folder itself if nothing differs."
-    found = differences(made, exp)
-    return Path("networks")/digest(found) if found else Path()
-
 # %% ../../nbs/reproduction/72_cross_architecture.ipynb #81e7db4c
 def _there(folder):
     "Is there a report of a run's own networks, or one of others with its scores?"
@@ -123,6 +94,35 @@ def _evaluate(run, exp, folder, device, root, progress):
     report_from_logits(logits).save(folder)
     remove_working(folder, "training")
     mark_progress()
+
+# %% ../../nbs/reproduction/72_cross_architecture.ipynb #00124fa3
+def transfer(
+    run:Run,            # finished; its distilled set is trained on
+    device="auto",      # auto, cpu, cuda …
+    root=None,          # where data sets are
+    progress:bool=True, # show a bar
+    **changes,          # as for `changed`
+) -> Transfer:
+    "Other networks on the set of `run`, trained and evaluated if they are not stored."
+    exp = changed(run.exp, **changes)
+    folder = run.folder/network_folder(run.exp, exp)
+    if not _there(folder):
+        if not StepTimer().next(): raise OutOfTime(f"{folder}: not begun")
+        with hold_lock(FileLock(writable(folder)/".lock"), folder):
+            if not _there(folder): _evaluate(run, exp, folder, device, root, progress)
+    return Transfer(exp, folder, run)
+
+def differences(
+    made:Experiment,    # of the run
+    exp:Experiment,     # the recipe of other networks
+) -> dict:
+    "The fields in which the networks differ from the run's own."
+    return {k: getattr(exp, k) for k in _TRAINED if getattr(exp, k) != getattr(made, k)}
+
+def network_folder(made:Experiment, exp:Experiment) -> Path:
+    "Where the networks are, below the run's folder; the folder itself if nothing differs."
+    found = differences(made, exp)
+    return Path("networks")/digest(found) if found else Path()
 
 # %% ../../nbs/reproduction/72_cross_architecture.ipynb #7e23656a
 _HEAVIEST = ("resnet18", "vgg11", "alexnet", "convnet", "lenet", "mlp")

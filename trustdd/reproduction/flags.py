@@ -69,41 +69,6 @@ FileName = word("file")
 FileNames = tyro.conf.Positional[
     Annotated[list[str], tyro.conf.arg(metavar="[files ...]")]]
 
-# %% ../../nbs/reproduction/94_flags.ipynb #e71cb813
-def parse(
-    commands:dict,  # name → dataclass
-    words,          # what was typed after `trustdd`
-    version:str,    # what --version prints
-):
-    "The command that the words mean, as an object; `UserError` if none, `SystemExit` after help."
-    words = list(words)
-    if words == ["--version"]:
-        print(f"trustdd {version}")
-        raise SystemExit(0)
-    if not words: raise UserError(f"COMMAND is missing; choose one of: {', '.join(commands)}"
-                                   " (trustdd --help says what they do)")
-    if words[0] not in ("-h", "--help"):
-        check_choice("command", words[0], commands)
-        _check_known(commands, words)
-    return _tyro(commands, words)
-
-# %% ../../nbs/reproduction/94_flags.ipynb #55a211ef
-def _tyro(commands, words):
-    "The words as tyro understands them; what it prints is put into our form."
-    out, err = io.StringIO(), io.StringIO()
-    def command(name): return tyro.conf.subcommand(name, description=commands[name].__doc__)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            return tyro.extras.subcommand_cli_from_dict(
-                commands, prog="trustdd", args=words, registry=_registry(), sort_subcommands=False,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
-    except SystemExit as e:
-        if e.code: raise UserError(_one_line(err.getvalue()) + _more(words[0])) from None
-        print(re.sub(r"\s*\(default:\s+(None|'')\)", "", out.getvalue()), end="")
-        raise
-
-def _more(command): return f" (trustdd {command} --help lists its flags)"
-
 # %% ../../nbs/reproduction/94_flags.ipynb #6112c368
 def _typed(words) -> dict:
     "Field → word, for every flag among the words."
@@ -161,6 +126,41 @@ _SAID = { # what tyro says, and how it is said here
     r"^Missing value for argument '(.+)'\. Expected.*": r"\1 needs a value",
     r"^Unrecognized options: (.*)": r"no flag takes \1; a value follows its flag, as in --seed 0",
     r"^Missing from trustdd (\S+): (.*)": _missing}
+
+# %% ../../nbs/reproduction/94_flags.ipynb #55a211ef
+def _tyro(commands, words):
+    "The words as tyro understands them; what it prints is put into our form."
+    out, err = io.StringIO(), io.StringIO()
+    def command(name): return tyro.conf.subcommand(name, description=commands[name].__doc__)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return tyro.extras.subcommand_cli_from_dict(
+                commands, prog="trustdd", args=words, registry=_registry(), sort_subcommands=False,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    except SystemExit as e:
+        if e.code: raise UserError(_one_line(err.getvalue()) + _more(words[0])) from None
+        print(re.sub(r"\s*\(default:\s+(None|'')\)", "", out.getvalue()), end="")
+        raise
+
+def _more(command): return f" (trustdd {command} --help lists its flags)"
+
+# %% ../../nbs/reproduction/94_flags.ipynb #e71cb813
+def parse(
+    commands:dict,  # name → dataclass
+    words,          # what was typed after `trustdd`
+    version:str,    # what --version prints
+):
+    "The command that the words mean, as an object; `UserError` if none, `SystemExit` after help."
+    words = list(words)
+    if words == ["--version"]:
+        print(f"trustdd {version}")
+        raise SystemExit(0)
+    if not words: raise UserError(f"COMMAND is missing; choose one of: {', '.join(commands)}"
+                                   " (trustdd --help says what they do)")
+    if words[0] not in ("-h", "--help"):
+        check_choice("command", words[0], commands)
+        _check_known(commands, words)
+    return _tyro(commands, words)
 
 # %% ../../nbs/reproduction/94_flags.ipynb #25177efb
 @dataclass(frozen=True)

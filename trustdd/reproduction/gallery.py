@@ -204,6 +204,16 @@ def _render(
         sections=[_section(room, there, known) for room, there in found.items()],
     )
 
+# %% ../../nbs/reproduction/89_gallery.ipynb #a4da4968
+_TITLE = "<title>trustdd: figures and tables</title>" # of every page
+
+def _check_ours(page):
+    "`UserError` if the page exists and is another one, such as that of your own site."
+    try: text = regular_file(page).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError: return
+    if _TITLE not in text:
+        raise UserError(f"{page} is not a page of figures; write the figures into another folder")
+
 # %% ../../nbs/reproduction/89_gallery.ipynb #b1b096fe
 def write_gallery(
     figures_folder, # figures/, or one folder with figures in it
@@ -221,13 +231,3 @@ def write_gallery(
     stores = [runs_root(runs)] if runs else [runs_root(), project_root()/"published"]
     atomic_write(page, _render(found, page.parent, stores))
     return page
-
-# %% ../../nbs/reproduction/89_gallery.ipynb #a4da4968
-_TITLE = "<title>trustdd: figures and tables</title>" # of every page
-
-def _check_ours(page):
-    "`UserError` if the page exists and is another one, such as that of your own site."
-    try: text = regular_file(page).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError: return
-    if _TITLE not in text:
-        raise UserError(f"{page} is not a page of figures; write the figures into another folder")

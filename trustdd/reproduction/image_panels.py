@@ -48,6 +48,33 @@ def _tops(n_rows, h, down) -> np.ndarray:
     "The first pixel of each row of images."
     return np.r_[0, np.cumsum(h + np.broadcast_to(down, n_rows - 1))].astype(int)
 
+# %% ../../nbs/reproduction/79_image_panels.ipynb #43c43edf
+def _label_width(
+    text, # of a row
+) -> float:
+    "Inches that it needs left of the sheet."
+    from matplotlib.textpath import TextPath
+    return .08 + 1.15 * TextPath((0, 0), text, size=7).get_extents().width / 72
+
+def _sheet_axes(
+    sheet,  # (height, width, 3)
+    left,   # inches left of it
+    top,    # inches above it
+    width,  # inches, of the figure
+):
+    "A figure that is as high as the sheet needs, and the axes for it."
+    inner = width - left - .02
+    height = inner * sheet.shape[0] / sheet.shape[1]
+    fig, axes = subplots(1, 1, width, height + top + .02)
+    fig.set_layout_engine("none")
+    all_in, all_up = width, fig.get_figheight()
+    axes[0, 0].set_position((left / all_in, .02 / all_up, inner / all_in, height / all_up))
+    return fig, axes[0, 0]
+
+def _write(ax, text, place, offset, **how):
+    "A small text at a place of the sheet, so many points away from it."
+    ax.annotate(text, place, offset, textcoords="offset points", fontsize=7, **how)
+
 # %% ../../nbs/reproduction/79_image_panels.ipynb #f4830e3b
 @style()
 def image_grid(
@@ -74,6 +101,13 @@ def image_grid(
     for i, text in enumerate(row_labels):
         _write(ax, text, (-.5, tops[i] + h / 2 - .5), (-3, 0), ha="right", va="center")
     return fig
+
+# %% ../../nbs/reproduction/79_image_panels.ipynb #1aa2e1c6
+def _slot_names(syn) -> list:
+    "What stands above the outliers of each slot: its corruption, or its number."
+    exp, slots = syn.experiment, range(syn.n_classes)
+    if exp.outliers != "poe" or "imported" in syn.provenance: return [f"slot {c}" for c in slots]
+    return [exp.corruptions[c % len(exp.corruptions)] for c in slots]
 
 # %% ../../nbs/reproduction/79_image_panels.ipynb #738e0a6e
 def set_picture(
@@ -106,40 +140,6 @@ def set_picture(
     width = min(FULL, .6 + .7 * across) # inches; few images stay small
     return image_grid(filled, across, titles=titles, row_labels=labels, width=width)
 
-# %% ../../nbs/reproduction/79_image_panels.ipynb #1aa2e1c6
-def _slot_names(syn) -> list:
-    "What stands above the outliers of each slot: its corruption, or its number."
-    exp, slots = syn.experiment, range(syn.n_classes)
-    if exp.outliers != "poe" or "imported" in syn.provenance: return [f"slot {c}" for c in slots]
-    return [exp.corruptions[c % len(exp.corruptions)] for c in slots]
-
-# %% ../../nbs/reproduction/79_image_panels.ipynb #43c43edf
-def _label_width(
-    text, # of a row
-) -> float:
-    "Inches that it needs left of the sheet."
-    from matplotlib.textpath import TextPath
-    return .08 + 1.15 * TextPath((0, 0), text, size=7).get_extents().width / 72
-
-def _sheet_axes(
-    sheet,  # (height, width, 3)
-    left,   # inches left of it
-    top,    # inches above it
-    width,  # inches, of the figure
-):
-    "A figure that is as high as the sheet needs, and the axes for it."
-    inner = width - left - .02
-    height = inner * sheet.shape[0] / sheet.shape[1]
-    fig, axes = subplots(1, 1, width, height + top + .02)
-    fig.set_layout_engine("none")
-    all_in, all_up = width, fig.get_figheight()
-    axes[0, 0].set_position((left / all_in, .02 / all_up, inner / all_in, height / all_up))
-    return fig, axes[0, 0]
-
-def _write(ax, text, place, offset, **how):
-    "A small text at a place of the sheet, so many points away from it."
-    ax.annotate(text, place, offset, textcoords="offset points", fontsize=7, **how)
-
 # %% ../../nbs/reproduction/79_image_panels.ipynb #c8eb34e4
 def begun_with(
     run,        # a finished `Run`
@@ -155,6 +155,29 @@ def begun_with(
         raise UserError(f"{run.folder} learned from other images than those that are here, so what "
                         "it began with cannot be drawn")
     return initial_state(exp, dataset, outlier_pool(exp, dataset, root))
+
+# %% ../../nbs/reproduction/79_image_panels.ipynb #4b57f9cb
+def _bars(ax, percent, colour):
+    "A bar per class; the largest is written out, inside where there is no room outside."
+    from matplotlib.colors import to_rgb
+    ax.barh(range(len(percent)), percent, color=colour)
+    best = int(np.argmax(percent))
+    value = percent.iloc[best]
+    on_bar = "white" if sum(to_rgb(colour)) < 1.5 else "black"
+    if value > 80: how = dict(xytext=(-2, 0), ha="right", color=on_bar)
+    else: how = dict(xytext=(2, 0), ha="left", color="black")
+    ax.annotate(f"{value:.0f}%", (value, best), textcoords="offset points", va="center",
+                fontsize=7, **how)
+
+def _name_axes(ax, classes, first, last):
+    "Names of the classes at the first panel of a row, the unit below the last row."
+    if first:
+        ax.set_yticks(range(len(classes)), classes)
+        ax.set_ylabel("Class")
+    if last: ax.set_xlabel("Probability (%)")
+    ax.set(xlim=(0, 100), ylim=(len(classes) - .4, -.6))
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(labelleft=first, labelbottom=last)
 
 # %% ../../nbs/reproduction/79_image_panels.ipynb #bd822c9f
 @style()
@@ -182,26 +205,3 @@ def confidence_bars(
             _name_axes(axes[i, j + 1], classes, first=j == 0, last=i == len(rows) - 1)
             if i == 0: axes[i, j + 1].set_title(label(name))
     return fig
-
-# %% ../../nbs/reproduction/79_image_panels.ipynb #4b57f9cb
-def _bars(ax, percent, colour):
-    "A bar per class; the largest is written out, inside where there is no room outside."
-    from matplotlib.colors import to_rgb
-    ax.barh(range(len(percent)), percent, color=colour)
-    best = int(np.argmax(percent))
-    value = percent.iloc[best]
-    on_bar = "white" if sum(to_rgb(colour)) < 1.5 else "black"
-    if value > 80: how = dict(xytext=(-2, 0), ha="right", color=on_bar)
-    else: how = dict(xytext=(2, 0), ha="left", color="black")
-    ax.annotate(f"{value:.0f}%", (value, best), textcoords="offset points", va="center",
-                fontsize=7, **how)
-
-def _name_axes(ax, classes, first, last):
-    "Names of the classes at the first panel of a row, the unit below the last row."
-    if first:
-        ax.set_yticks(range(len(classes)), classes)
-        ax.set_ylabel("Class")
-    if last: ax.set_xlabel("Probability (%)")
-    ax.set(xlim=(0, 100), ylim=(len(classes) - .4, -.6))
-    ax.grid(axis="y", visible=False)
-    ax.tick_params(labelleft=first, labelbottom=last)

@@ -34,6 +34,25 @@ SCOPE = {
                   mtt_ipcs=(1, 10, 50), mtt_seeds=(0,)),
 }
 
+# %% ../../nbs/reproduction/80_items.ipynb #959628e1
+def _grid(
+    also:dict={}, # further fields, for the experiments that can have them
+    **fields,     # of `Experiment`; a list stands for each of its values
+) -> list:
+    "One experiment for each combination of the values given as lists."
+    rows = itertools.product(*(v if isinstance(v, list) else [v] for v in fields.values()))
+    return [experiment_with(also, **dict(zip(fields, row))) for row in rows]
+
+def _added(item, fields):
+    "The item's settings, which take the place of the OOD and auxiliary sets of `fields`."
+    wrong = [k for k in item.settings if k in fields and k not in ("ood", "aux")]
+    if wrong: raise UserError(f"settings: {item.name} chooses {', '.join(wrong)} itself")
+    if not (names := name_tuple("ood", item.settings.get("ood", ()))): return item.settings
+    own = [n for n in fields.get("ood", ()) if n.startswith("corrupted-")]
+    return item.settings | dict(ood=[*names, *own])
+
+_SETTINGS = sorted({k for m in methods() for k in field_names(m)} - set(MAIN))
+
 # %% ../../nbs/reproduction/80_items.ipynb #9f0589cf
 @dataclass(frozen=True)
 class PaperItem:
@@ -79,25 +98,6 @@ class PaperItem:
     def name_of(self, run) -> str:
         "What the run store calls a run: PRESET/DATASET/METHOD-OUTLIERS/ipcN/seedS."
         return str(run.folder.absolute().relative_to(self.runs))
-
-# %% ../../nbs/reproduction/80_items.ipynb #959628e1
-def _grid(
-    also:dict={}, # further fields, for the experiments that can have them
-    **fields,     # of `Experiment`; a list stands for each of its values
-) -> list:
-    "One experiment for each combination of the values given as lists."
-    rows = itertools.product(*(v if isinstance(v, list) else [v] for v in fields.values()))
-    return [experiment_with(also, **dict(zip(fields, row))) for row in rows]
-
-def _added(item, fields):
-    "The item's settings, which take the place of the OOD and auxiliary sets of `fields`."
-    wrong = [k for k in item.settings if k in fields and k not in ("ood", "aux")]
-    if wrong: raise UserError(f"settings: {item.name} chooses {', '.join(wrong)} itself")
-    if not (names := name_tuple("ood", item.settings.get("ood", ()))): return item.settings
-    own = [n for n in fields.get("ood", ()) if n.startswith("corrupted-")]
-    return item.settings | dict(ood=[*names, *own])
-
-_SETTINGS = sorted({k for m in methods() for k in field_names(m)} - set(MAIN))
 
 # %% ../../nbs/reproduction/80_items.ipynb #fd176737
 def pooled(

@@ -107,6 +107,18 @@ def _finish(pool, job):
         pool.shutdown(wait=isinstance(e, OutOfTime), cancel_futures=True)
         raise
 
+# %% ../../nbs/reproduction/65_jobs.ipynb #c3b6be16
+def _side_by_side(exp, folder, workers, root, progress):
+    "Each worker trains the next free expert until there is none."
+    total = exp.experts * exp.train_epochs
+    def done(): return min(epochs_done(folder), total)
+    tasks = [(to_dict(exp), str(folder), root and str(root))] * workers
+    in_processes(_train, tasks, workers, f"experts {exp.dataset} {exp.outliers}", progress,
+                 threads=None, total=total, done=done)
+
+def _train(config, folder, root):
+    make_buffer(from_dict(config), folder, None, "cpu", root, progress=False)
+
 # %% ../../nbs/reproduction/65_jobs.ipynb #359b4f0e
 def run_buffer(
     exp:Experiment,     # which experts
@@ -127,15 +139,3 @@ def run_buffer(
     except OutOfTime: # now that all workers have stopped
         raise experts_out_of_time(exp, folder) from None
     return make_buffer(exp, folder, dataset, device, root, progress)
-
-# %% ../../nbs/reproduction/65_jobs.ipynb #c3b6be16
-def _side_by_side(exp, folder, workers, root, progress):
-    "Each worker trains the next free expert until there is none."
-    total = exp.experts * exp.train_epochs
-    def done(): return min(epochs_done(folder), total)
-    tasks = [(to_dict(exp), str(folder), root and str(root))] * workers
-    in_processes(_train, tasks, workers, f"experts {exp.dataset} {exp.outliers}", progress,
-                 threads=None, total=total, done=done)
-
-def _train(config, folder, root):
-    make_buffer(from_dict(config), folder, None, "cpu", root, progress=False)

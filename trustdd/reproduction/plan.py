@@ -57,6 +57,32 @@ def _text(value):
     if isinstance(value, (list, tuple)): return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
+# %% ../../nbs/reproduction/90_plan.ipynb #b85e1f07
+def _run(made, exp, store):
+    "Enter a run into the plan; returns the name of its report."
+    name = f"{(folder := run_folder(exp, store)).relative_to(store)}/report.json"
+    to_distil = exp.method == "mtt" and not distilled_in(exp, folder)
+    needs = [_experts(made, exp)] if to_distil else []
+    made["runs"].setdefault(name, dict(words=words(exp), needs=needs))
+    return name
+
+# %% ../../nbs/reproduction/90_plan.ipynb #a35c0f8b
+def _experts(made, exp):
+    "Enter the experts of a run into the plan; returns the name of their folder."
+    name, before = buffer_name(exp), made["buffers"]
+    if name not in before or before[name]["experts"] < exp.experts:
+        before[name] = dict(experts=exp.experts, words=words(exp), needs=[])
+    return name
+
+def _networks(made, exp, other, store):
+    "Enter other networks on the set of a run into the plan; returns the name of their report."
+    run, changes = _run(made, exp, store), differences(exp, other)
+    if not changes: return run
+    name = str(Path(run).parent/network_folder(exp, other)/"report.json")
+    text = ",".join(f"{k}={v}" for k, v in changes.items())
+    made["networks"].setdefault(name, dict(words=[*words(exp), "--networks", text], needs=[run]))
+    return name
+
 # %% ../../nbs/reproduction/90_plan.ipynb #0943ec06
 def plan(
     preset:str="quick",     # smoke, quick, cifar, long or paper
@@ -87,32 +113,6 @@ def _item(made, name, notebook, given, store):
     needs += [_networks(made, exp, changed(exp, **changes), store) for exp, changes in networks]
     return dict(notebook=str(notebook.resolve()), needs=list(dict.fromkeys(needs)),
                 alone=name in ALONE, problem=problem)
-
-# %% ../../nbs/reproduction/90_plan.ipynb #b85e1f07
-def _run(made, exp, store):
-    "Enter a run into the plan; returns the name of its report."
-    name = f"{(folder := run_folder(exp, store)).relative_to(store)}/report.json"
-    to_distil = exp.method == "mtt" and not distilled_in(exp, folder)
-    needs = [_experts(made, exp)] if to_distil else []
-    made["runs"].setdefault(name, dict(words=words(exp), needs=needs))
-    return name
-
-# %% ../../nbs/reproduction/90_plan.ipynb #a35c0f8b
-def _experts(made, exp):
-    "Enter the experts of a run into the plan; returns the name of their folder."
-    name, before = buffer_name(exp), made["buffers"]
-    if name not in before or before[name]["experts"] < exp.experts:
-        before[name] = dict(experts=exp.experts, words=words(exp), needs=[])
-    return name
-
-def _networks(made, exp, other, store):
-    "Enter other networks on the set of a run into the plan; returns the name of their report."
-    run, changes = _run(made, exp, store), differences(exp, other)
-    if not changes: return run
-    name = str(Path(run).parent/network_folder(exp, other)/"report.json")
-    text = ",".join(f"{k}={v}" for k, v in changes.items())
-    made["networks"].setdefault(name, dict(words=[*words(exp), "--networks", text], needs=[run]))
-    return name
 
 # %% ../../nbs/reproduction/90_plan.ipynb #cb181ae2
 def _there(made, name, store):

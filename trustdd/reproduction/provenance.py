@@ -116,50 +116,6 @@ def _share(cell, behind):
     closed = high == max(float(r["right"]) for r in rows_of(cell.file)) # the last bin
     return 100 * sum(low <= v < high or (closed and v == high) for v in found) / len(found)
 
-# %% ../../nbs/reproduction/91_provenance.ipynb #b5e8063b
-@dataclass(frozen=True)
-class Trace:
-    "A number and what is behind it; as text, a page to read."
-    cell:Cell
-    sources:list            # the runs behind it
-    how:str                 # which of the entry's
-    values:object           # report → one value for each network, or None
-    again:object            # the number computed once more, or None
-    agrees:object           # True, False, or None if it could not be computed
-    notes:list = field(default_factory=list)
-
-    def __str__(self): return "\n".join(line for line in _page(self) if line)
-    __repr__ = __str__
-
-# %% ../../nbs/reproduction/91_provenance.ipynb #377c2406
-def explain(
-    file,       # NAME.csv of a figure or table
-    row,        # its number from 0, or "key=value,key=value"
-    column:str, # name of the column
-    runs=None,  # a run store; the project's runs/, and published/ for what it lacks, if None
-) -> Trace:
-    "The runs behind a number, and the number computed again; `UserError` if there is no such cell."
-    cell = find_cell(file, row, column)
-    behind, values = _sources(cell, runs), _values_of(cell.fields.get("quantity") or "")
-    nothing = None, None, None
-    if cell.fields.get("source") == "published":
-        return Trace(cell, [], "none: the row quotes the literature", *nothing, _literature(cell))
-    if not behind: return Trace(cell, [], "none: the row was made without any run", *nothing)
-    how = f"{len(behind)} of the {len(cell.about['runs'])} of the entry, which the row names"
-    again = _again(cell, behind, values, _sources(cell, runs, "against"))
-    if again is None:
-        return Trace(cell, behind, how, values, None, None, [_why_not(cell, behind, values)])
-    right = agrees(cell.text, again, 5e-4 if is_end(column) else 0)
-    return Trace(cell, behind, how, values, again, right)
-
-def _again(cell, behind, values, others):
-    "The number computed once more; None where reports, scores and logits do not give it."
-    if not cell.text or any(s.folder is None for s in behind): return None
-    if cell.fields["quantity"].startswith("share:"): return _share(cell, behind)
-    if not values: return None
-    if is_end(cell.column): return _interval_end(cell, behind, others)
-    return _statistic(cell, behind, values)
-
 # %% ../../nbs/reproduction/91_provenance.ipynb #aacd32d6
 def _why_not(cell, behind, values):
     "Why the number was not computed again."
@@ -248,3 +204,47 @@ def _data(cell, behind):
         drawn = f"{v['drawn']:,} of {v['n']:,} drawn, and as many test images"
         lines.append(f"{v['source'] or name}; {drawn}")
     return lines
+
+# %% ../../nbs/reproduction/91_provenance.ipynb #b5e8063b
+@dataclass(frozen=True)
+class Trace:
+    "A number and what is behind it; as text, a page to read."
+    cell:Cell
+    sources:list            # the runs behind it
+    how:str                 # which of the entry's
+    values:object           # report → one value for each network, or None
+    again:object            # the number computed once more, or None
+    agrees:object           # True, False, or None if it could not be computed
+    notes:list = field(default_factory=list)
+
+    def __str__(self): return "\n".join(line for line in _page(self) if line)
+    __repr__ = __str__
+
+# %% ../../nbs/reproduction/91_provenance.ipynb #377c2406
+def explain(
+    file,       # NAME.csv of a figure or table
+    row,        # its number from 0, or "key=value,key=value"
+    column:str, # name of the column
+    runs=None,  # a run store; the project's runs/, and published/ for what it lacks, if None
+) -> Trace:
+    "The runs behind a number, and the number computed again; `UserError` if there is no such cell."
+    cell = find_cell(file, row, column)
+    behind, values = _sources(cell, runs), _values_of(cell.fields.get("quantity") or "")
+    nothing = None, None, None
+    if cell.fields.get("source") == "published":
+        return Trace(cell, [], "none: the row quotes the literature", *nothing, _literature(cell))
+    if not behind: return Trace(cell, [], "none: the row was made without any run", *nothing)
+    how = f"{len(behind)} of the {len(cell.about['runs'])} of the entry, which the row names"
+    again = _again(cell, behind, values, _sources(cell, runs, "against"))
+    if again is None:
+        return Trace(cell, behind, how, values, None, None, [_why_not(cell, behind, values)])
+    right = agrees(cell.text, again, 5e-4 if is_end(column) else 0)
+    return Trace(cell, behind, how, values, again, right)
+
+def _again(cell, behind, values, others):
+    "The number computed once more; None where reports, scores and logits do not give it."
+    if not cell.text or any(s.folder is None for s in behind): return None
+    if cell.fields["quantity"].startswith("share:"): return _share(cell, behind)
+    if not values: return None
+    if is_end(cell.column): return _interval_end(cell, behind, others)
+    return _statistic(cell, behind, values)

@@ -35,59 +35,6 @@ from trustdd.reproduction.run_store import (
 from .sides import distill_by_sides, distill_with_state, has_sides
 from .validation import validate, validation_sets
 
-# %% ../../nbs/reproduction/70_runs.ipynb #9e89fcbc
-def compute(
-    exp:Experiment,     # what to run
-    folder:Path,        # where to
-    runs:Path,          # the run store, which has experts and sides as well
-    device="auto",      # auto, cpu, cuda …
-    root=None,          # where data sets are
-    progress:bool=True, # show bars
-    every:float=30,     # seconds between checkpoints while distilling
-):
-    "Distil, train and evaluate; each result that is not in `folder` is made and written there."
-    dataset, source, distilling = prepared(exp, root), None, 0
-    if exp.method != "full":
-        source, distilling = _distilled(
-            exp, dataset, folder, runs, device, root, every=every, progress=progress)
-    device = pick_device(device)
-    made = source.provenance if source else provenance(exp, dataset, device)
-    with torch_threads(made["threads"]):
-        nets = train(source or dataset, device=device, exp=exp, progress=progress,
-                     keep=working_folder(folder, "training"), every=every,
-                     pool=None if source else outlier_pool(exp, dataset, root, device))
-    seconds = dict(distilling=round(distilling, 1), training=round(_longest(nets), 1))
-    if not broadcast_from_rank0(StepTimer().next()):
-        done = f"{len(nets)} of {len(nets)} networks trained"
-        raise OutOfTime(f"{run_name(exp)}: {done}, to be evaluated")
-    logits = _logits(exp, dataset, nets, made, seconds, device, root, progress)
-    learned = ("dataset", "own") if exp.holdout else ("dataset", "own", "aux")
-    broadcast_from_rank0(lambda: check_unchanged(exp, folder, root, learned))
-    if is_main_process(): _keep_results(logits, folder)
-
-def _longest(nets):
-    "Seconds of training, of the process that took longest."
-    return max(sum(nets[k].seconds for k in shard(len(nets), r)) for r in range(world_size()))
-
-# %% ../../nbs/reproduction/70_runs.ipynb #f42eb499
-def _logits(exp, dataset, nets, made, seconds, device, root, progress):
-    "The networks' answers to all test images, and what is known of the run."
-    images, sources = validation_sets(exp, dataset, root)
-    made = json.loads(json.dumps(made, sort_keys=True)) # in one order, made or found
-    run = dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds)
-    run |= {k: v for k, v in nets[0].made.items() if k == "passes"}
-    if world_size() > 1: run["processes"] = world_size()
-    return collect_logits(nets, dataset, images, n_test=exp.n_test, device=device,
-                          ood_sources=sources, experiment=to_dict(exp), run=run, progress=progress)
-
-def _keep_results(logits, folder):
-    "Write what the networks answered; the report last."
-    logits.save(folder/"logits.safetensors")
-    scores_from_logits(logits).save(folder/"scores.safetensors")
-    report_from_logits(logits).save(folder)
-    remove_working(folder, "training")
-    mark_progress()
-
 # %% ../../nbs/reproduction/70_runs.ipynb #e0977322
 def _distilled(exp, dataset, folder, runs, device, root, **options):
     "The distilled set of `exp`, made or found, and the seconds that its iterations took."
@@ -137,6 +84,59 @@ def _log(exp, losses, seconds):
 def _seconds(log):
     "The seconds noted in a log; 0 if there is none, or nothing in it."
     return (read_lines(log) or [{}])[-1].get("seconds", 0)
+
+# %% ../../nbs/reproduction/70_runs.ipynb #f42eb499
+def _logits(exp, dataset, nets, made, seconds, device, root, progress):
+    "The networks' answers to all test images, and what is known of the run."
+    images, sources = validation_sets(exp, dataset, root)
+    made = json.loads(json.dumps(made, sort_keys=True)) # in one order, made or found
+    run = dict(distilled={k: v for k, v in made.items() if k != "experiment"}, seconds=seconds)
+    run |= {k: v for k, v in nets[0].made.items() if k == "passes"}
+    if world_size() > 1: run["processes"] = world_size()
+    return collect_logits(nets, dataset, images, n_test=exp.n_test, device=device,
+                          ood_sources=sources, experiment=to_dict(exp), run=run, progress=progress)
+
+def _keep_results(logits, folder):
+    "Write what the networks answered; the report last."
+    logits.save(folder/"logits.safetensors")
+    scores_from_logits(logits).save(folder/"scores.safetensors")
+    report_from_logits(logits).save(folder)
+    remove_working(folder, "training")
+    mark_progress()
+
+# %% ../../nbs/reproduction/70_runs.ipynb #9e89fcbc
+def compute(
+    exp:Experiment,     # what to run
+    folder:Path,        # where to
+    runs:Path,          # the run store, which has experts and sides as well
+    device="auto",      # auto, cpu, cuda …
+    root=None,          # where data sets are
+    progress:bool=True, # show bars
+    every:float=30,     # seconds between checkpoints while distilling
+):
+    "Distil, train and evaluate; each result that is not in `folder` is made and written there."
+    dataset, source, distilling = prepared(exp, root), None, 0
+    if exp.method != "full":
+        source, distilling = _distilled(
+            exp, dataset, folder, runs, device, root, every=every, progress=progress)
+    device = pick_device(device)
+    made = source.provenance if source else provenance(exp, dataset, device)
+    with torch_threads(made["threads"]):
+        nets = train(source or dataset, device=device, exp=exp, progress=progress,
+                     keep=working_folder(folder, "training"), every=every,
+                     pool=None if source else outlier_pool(exp, dataset, root, device))
+    seconds = dict(distilling=round(distilling, 1), training=round(_longest(nets), 1))
+    if not broadcast_from_rank0(StepTimer().next()):
+        done = f"{len(nets)} of {len(nets)} networks trained"
+        raise OutOfTime(f"{run_name(exp)}: {done}, to be evaluated")
+    logits = _logits(exp, dataset, nets, made, seconds, device, root, progress)
+    learned = ("dataset", "own") if exp.holdout else ("dataset", "own", "aux")
+    broadcast_from_rank0(lambda: check_unchanged(exp, folder, root, learned))
+    if is_main_process(): _keep_results(logits, folder)
+
+def _longest(nets):
+    "Seconds of training, of the process that took longest."
+    return max(sum(nets[k].seconds for k in shard(len(nets), r)) for r in range(world_size()))
 
 # %% ../../nbs/reproduction/70_runs.ipynb #11ce18d9
 def load_or_run(
@@ -206,6 +206,24 @@ def needs_experts(
                           and not distilled_in(exp, folder, root))
     return broadcast_from_rank0(needed)
 
+# %% ../../nbs/reproduction/70_runs.ipynb #b4b9d1f3
+def _compute_all(missing, runs, workers, device, root, progress):
+    "Compute the runs: one after another on a GPU, or where processes share each run."
+    if not missing: return
+    if world_size() > 1 or pick_device(device).type != "cpu":
+        for exp in missing: load_or_run(exp, runs, device, root, progress)
+        return
+    where = str(runs_root(runs)), root and str(root)
+    tasks = [(to_dict(exp), *where) for exp in sorted(missing, key=_work, reverse=True)]
+    in_processes(_one, tasks, processes(len(tasks), workers), "runs", progress)
+
+def _work(exp):
+    "How long distilling takes, roughly: pixels times steps; a method may have neither."
+    steps = getattr(exp, "outer", None) or getattr(exp, "syn_steps", 1)
+    return (exp.ipc + exp.outliers_per_slot) * getattr(exp, "iterations", 0) * steps
+
+def _one(config, runs, root): load_or_run(from_dict(config), runs, "cpu", root, progress=False)
+
 # %% ../../nbs/reproduction/70_runs.ipynb #9e0a616c
 def run_all(
     wanted,             # experiments: a list, or a dictionary of lists
@@ -229,21 +247,3 @@ def run_all(
     if not isinstance(wanted, dict): return found
     rest = iter(found)
     return {name: list(itertools.islice(rest, len(some))) for name, some in wanted.items()}
-
-# %% ../../nbs/reproduction/70_runs.ipynb #b4b9d1f3
-def _compute_all(missing, runs, workers, device, root, progress):
-    "Compute the runs: one after another on a GPU, or where processes share each run."
-    if not missing: return
-    if world_size() > 1 or pick_device(device).type != "cpu":
-        for exp in missing: load_or_run(exp, runs, device, root, progress)
-        return
-    where = str(runs_root(runs)), root and str(root)
-    tasks = [(to_dict(exp), *where) for exp in sorted(missing, key=_work, reverse=True)]
-    in_processes(_one, tasks, processes(len(tasks), workers), "runs", progress)
-
-def _work(exp):
-    "How long distilling takes, roughly: pixels times steps; a method may have neither."
-    steps = getattr(exp, "outer", None) or getattr(exp, "syn_steps", 1)
-    return (exp.ipc + exp.outliers_per_slot) * getattr(exp, "iterations", 0) * steps
-
-def _one(config, runs, root): load_or_run(from_dict(config), runs, "cpu", root, progress=False)

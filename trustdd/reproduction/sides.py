@@ -102,23 +102,6 @@ def side_folder(
     title = f"{data_name(exp.dataset)}-{exp.method}-{side}-ipc{exp.ipc}-seed{exp.seed}"
     return runs/"sides"/f"{title}-{digest(known)}"
 
-# %% ../../nbs/reproduction/69_sides.ipynb #74b12d20
-def stored_side(
-    exp:Experiment, # of a run
-    side:str,       # images or outliers
-    runs:Path,      # the run store
-    root=None,      # where data sets are
-):
-    "A `_StoredSide` that is stored, by itself or in a run that shares it; None if there is none."
-    file = side_folder(exp, side, runs, root)/"side.safetensors"
-    wanted = side_experiment(exp, side)
-    if file.exists(): return _StoredSide.load(file, wanted)
-    data, method = glob.escape(data_name(exp.dataset)), f"{exp.method}-*"
-    pattern = f"*/{data}/{method}/ipc{exp.ipc}/seed{exp.seed}*/distilled.safetensors"
-    for distilled in sorted(runs.glob(pattern)):
-        found = _side_of_run(distilled.parent, side, wanted, root)
-        if found: return found
-
 # %% ../../nbs/reproduction/69_sides.ipynb #69b51e19
 def _side_of_run(folder, side, wanted, root):
     "The side of a distilled run if it is the one wanted; None for another, or a damaged run."
@@ -140,6 +123,23 @@ def _made(syn, side, wanted):
     made = dict(syn.provenance)
     of_outliers = made.pop("outliers", {})
     return made | (of_outliers if side == "outliers" else {}) | dict(experiment=to_dict(wanted))
+
+# %% ../../nbs/reproduction/69_sides.ipynb #74b12d20
+def stored_side(
+    exp:Experiment, # of a run
+    side:str,       # images or outliers
+    runs:Path,      # the run store
+    root=None,      # where data sets are
+):
+    "A `_StoredSide` that is stored, by itself or in a run that shares it; None if there is none."
+    file = side_folder(exp, side, runs, root)/"side.safetensors"
+    wanted = side_experiment(exp, side)
+    if file.exists(): return _StoredSide.load(file, wanted)
+    data, method = glob.escape(data_name(exp.dataset)), f"{exp.method}-*"
+    pattern = f"*/{data}/{method}/ipc{exp.ipc}/seed{exp.seed}*/distilled.safetensors"
+    for distilled in sorted(runs.glob(pattern)):
+        found = _side_of_run(distilled.parent, side, wanted, root)
+        if found: return found
 
 # %% ../../nbs/reproduction/69_sides.ipynb #a4f040ff
 def distill_with_state(
@@ -196,6 +196,32 @@ def _distil(exp, side, dataset, folder, device, root, options):
     broadcast_from_rank0(keep)
     return made
 
+# %% ../../nbs/reproduction/69_sides.ipynb #b7a314b5
+def _joined(exp, dataset, found, device, root):
+    "(set, losses of both sides, seconds); outliers that were not distilled are drawn."
+    images, outliers = found["images"], found.get("outliers")
+    losses_out = outliers.losses if outliers else [0.0] * len(images.losses)
+    pixels = outliers.pixels if outliers else _drawn_outliers(exp, dataset, device, root)
+    made = _provenance(exp, dataset, images, outliers, root)
+    unmoved = torch.zeros(0)
+    state = MatchingState(images.pixels, pixels, unmoved, unmoved)
+    syn = to_distilled_set(exp, state, dataset, made)
+    seconds = sum(side.seconds for side in found.values())
+    return syn, list(zip(images.losses, losses_out)), seconds
+
+def _drawn_outliers(exp, dataset, device, root):
+    return start(exp, dataset, outlier_pool(exp, dataset, root, device), device).outliers.cpu()
+
+def _provenance(exp, dataset, images, outliers, root):
+    made = dict(images.provenance, experiment=to_dict(exp))
+    own = ("experiment", "aux", "aux_images")
+    for k in own[1:]: made.pop(k, None)
+    other = {k: v for k, v in outliers.provenance.items() if k not in own} if outliers else {}
+    other = {k: v for k, v in other.items() if v != made.get(k)}
+    if exp.outliers == "oe": made |= aux_made(exp, dataset, root)
+    if other: made["outliers"] = other
+    return made
+
 # %% ../../nbs/reproduction/69_sides.ipynb #3c826473
 def distill_by_sides(
     exp:Experiment,     # of a run that `has_sides`
@@ -222,29 +248,3 @@ def _threads_of(found):
     "Of the side that is there, or torch's."
     for side in found.values(): return side.provenance["threads"]
     return torch.get_num_threads()
-
-# %% ../../nbs/reproduction/69_sides.ipynb #b7a314b5
-def _joined(exp, dataset, found, device, root):
-    "(set, losses of both sides, seconds); outliers that were not distilled are drawn."
-    images, outliers = found["images"], found.get("outliers")
-    losses_out = outliers.losses if outliers else [0.0] * len(images.losses)
-    pixels = outliers.pixels if outliers else _drawn_outliers(exp, dataset, device, root)
-    made = _provenance(exp, dataset, images, outliers, root)
-    unmoved = torch.zeros(0)
-    state = MatchingState(images.pixels, pixels, unmoved, unmoved)
-    syn = to_distilled_set(exp, state, dataset, made)
-    seconds = sum(side.seconds for side in found.values())
-    return syn, list(zip(images.losses, losses_out)), seconds
-
-def _drawn_outliers(exp, dataset, device, root):
-    return start(exp, dataset, outlier_pool(exp, dataset, root, device), device).outliers.cpu()
-
-def _provenance(exp, dataset, images, outliers, root):
-    made = dict(images.provenance, experiment=to_dict(exp))
-    own = ("experiment", "aux", "aux_images")
-    for k in own[1:]: made.pop(k, None)
-    other = {k: v for k, v in outliers.provenance.items() if k not in own} if outliers else {}
-    other = {k: v for k, v in other.items() if v != made.get(k)}
-    if exp.outliers == "oe": made |= aux_made(exp, dataset, root)
-    if other: made["outliers"] = other
-    return made
