@@ -77,7 +77,7 @@ def test_the_book_is_laid_out_without_a_dead_link(tmp_path, monkeypatch):
     assert len(chapters) > 60 and all((tmp_path/p.relative_to(ROOT)).exists() for p in chapters)
     for at in ("index.md", "results/quick.md", "results/status.md", "api/core.checks.md", "docs/references.md"):
         assert (tmp_path/at).stat().st_size > 50, at
-    assert "#ref-" in (tmp_path/"nbs"/"distillation"/"38_gradient_matching.ipynb").read_text(encoding="utf-8")
+    assert "#ref-" in (tmp_path/"nbs"/"distillation"/"33_gradient_matching.ipynb").read_text(encoding="utf-8")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     (tmp_path/"nbs"/"gone.ipynb").write_text("{}")
     book.lay_out()
