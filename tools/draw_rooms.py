@@ -27,9 +27,9 @@ STATIONS = {
 ARROWS = [
     ("experiment", "dataset"), ("dataset", "pool"), ("pool", "buffers"), ("buffers", "distill"),
     ("pool", "distill"), ("distill", "set"), ("set", "train"), ("train", "networks"), ("networks", "logits"),
-    ("dataset", "distill"), ("test", "logits"), ("logits", "report"), ("report", "figure"),
+    ("dataset", "distill"), ("dataset", "buffers"), ("test", "logits"), ("logits", "report"), ("report", "figure"),
 ]
-BELOW = [("dataset", "distill")]  # leave their box at the bottom, to pass below what lies between
+BELOW = [("dataset", "distill"), ("dataset", "buffers")]  # leave their box at the bottom, to pass below what lies between
 DASHED = ("buffers",)  # only some methods need it
 LABEL, STEP, LANE, WIDE, HIGH = 118, 104, 62, 86, 30
 

@@ -113,18 +113,17 @@ def _observed(runs, terms, score):
 
 # %% ../../nbs/reproduction/72_claims.ipynb #c1a0e002
 def outcome(
-    tests:dict,     # name → `Comparison`
-    named:int=3,    # how many that are not supported are named
+    tests:dict, # name → `Comparison`
 ) -> str:
-    "How many comparisons are supported, which are not, or which is least sure; in one line."
+    "How many comparisons are supported, which (three) are not, or which is least sure; a line."
     def said(name): return f"{name} {tests[name].short.removesuffix(', not supported')}"
     if len(tests) == 1: return said(*tests)
     doubtful = sorted(tests, key=lambda name: -_doubt(tests[name]))
     missed = [name for name in doubtful if not tests[name].held]
     some = f"{len(tests) - len(missed)} of {len(tests)} comparisons supported"
     if not missed: return f"{some}; least sure: {said(doubtful[0])}"
-    more = f"; and {len(missed) - named} more" * (len(missed) > named)
-    return f"{some}; not: {'; '.join(map(said, missed[:named]))}{more}"
+    more = f"; and {len(missed) - 3} more" * (len(missed) > 3)
+    return f"{some}; not: {'; '.join(map(said, missed[:3]))}{more}"
 
 def _doubt(c):
     "How far the lower end of the interval (without one, the mean) stays below the margin."
@@ -151,15 +150,16 @@ def judge(
 ):
     "The verdict on a claim that rests on these comparisons."
     parts = tests if all(isinstance(t, dict) for t in tests.values()) else {"": tests}
-    every = {**parts, **beside}
-    named = {name: c for some in every.values() for name, c in some.items()}
-    over = _over(named.values())
-    apart = len(every) > 1 and "; " in over # the parts have different seeds: each says its own
-    own = {part: f" ({_over(some.values())})" * apart for part, some in every.items()}
-    line = "; ".join(f"{part} {outcome(some)}{own[part]}".strip() for part, some in every.items())
-    more += f" ({over})" * (not apart)
-    held = all_hold(c for some in parts.values() for c in some.values())
-    return verdict(item, claim, held, f"{line}{more}.", verdict_rows(named))
+    deciding = {name: c for some in parts.values() for name, c in some.items()}
+    named = deciding | {name: c for some in beside.values() for name, c in some.items()}
+    apart = "; " in _over(named.values()) and len(parts) + len(beside) > 1 # each says its seeds
+    def said(part, some): return f"{part} {outcome(some)}" + f" ({_over(some.values())})" * apart
+    line, others = ("; ".join(map(said, p, p.values())).strip() for p in (parts, beside))
+    if not apart: more += f" ({_over(named.values())})"
+    if beside: more += f". Beside the claim, {others}"
+    rows = verdict_rows(named)
+    for r in rows * bool(beside): r["decides"] = "yes" if r["comparison"] in deciding else "no"
+    return verdict(item, claim, all_hold(deciding.values()), f"{line}{more}.", rows)
 
 def _over(tests):
     "What the intervals are over; of texts that differ in numbers of images only, the rest."
