@@ -142,6 +142,7 @@ def in_browser(site, program, pictures):
         if not browser.finds(site, WORD): yield f"search.html: finds nothing for {WORD}"
         if pictures:
             Path(pictures).mkdir(parents=True, exist_ok=True)
+            yield from (f"{name}: no such page to take a picture of" for name in SHOWN if not (site/name).exists())
             for i, name in enumerate(SHOWN):
                 for kind, size in dict(wide=(1280, 900), phone=(390, 844)).items():
                     browser.picture(site/name, Path(pictures)/f"{i}-{kind}.png", *size, dark=bool(i % 2))
@@ -149,7 +150,7 @@ def in_browser(site, program, pictures):
 
 
 WORD = "trajectory"
-SHOWN = ("index.html", "nbs/00_tour.html", "nbs/distillation/38_gradient_matching.html", "figures/quick/notebooks/fig02.html",
+SHOWN = ("index.html", "nbs/00_tour.html", "nbs/distillation/33_gradient_matching.html", "figures/quick/notebooks/fig02.html",
          "figures/quick/notebooks/tab01.html", "api/core.checks.html", "results/quick.html", "docs/references.html")
 
 if __name__ == "__main__":
