@@ -144,6 +144,29 @@ def memory():
     return "\n".join(lines)
 
 
+def precision(preset):
+    "Published runs in bfloat16 beside the same runs in float32."
+    from dataclasses import replace
+    from trustdd.evaluation.bootstrap import paired_difference
+    from trustdd.core.experiment import run_name
+    from trustdd.reproduction.run_store import Run, stored_experiment
+    lines = ["| | accuracy, float32 | bfloat16 | difference | mean AUROC, float32 | bfloat16 | difference |",
+             "|---|---|---|---|---|---|---|"]
+    for config in sorted((ROOT/"published"/preset).rglob("config.json")):
+        exp = stored_experiment(config.parent)
+        if exp.precision == "float32": continue
+        other = replace(exp, precision="float32")
+        ours, twin = Run(exp, config.parent), Run(other, ROOT/"published"/run_name(other))
+        cells = [f"{exp.dataset}, {exp.method}, outliers {exp.outliers}, IPC {exp.ipc}, seed {exp.seed}"]
+        for statistic in ("accuracy", "mean_auroc"):
+            reports = (twin.report, ours.report)
+            means = [r.accuracy_mean if statistic == "accuracy" else r.mean_auroc()[0] for r in reports]
+            found = paired_difference([ours], [twin], statistic)
+            cells += [*(f"{m:.1f}" for m in means), f"{found.mean:+.1f} ({found.interval})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def processes():
     "Two processes against one."
     ranks = stored("ranks")
@@ -162,7 +185,7 @@ def atlas():
 
 
 SOURCES = dict(chapters=chapters, notebooks=chapter_table, presets=presets, commands=commands)
-RESULTS = dict(figures=figures, claims=claims, speed=speed, memory=memory, processes=processes, atlas=atlas)
+RESULTS = dict(figures=figures, claims=claims, speed=speed, memory=memory, precision=precision, processes=processes, atlas=atlas)
 MAKERS = SOURCES | RESULTS
 
 
