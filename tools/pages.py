@@ -53,12 +53,14 @@ WHAT_FOR = {
 def presets():
     "What each preset means, from the experiments themselves."
     from trustdd.core.experiment import PRESETS, Experiment
-    lines = ["| preset | data | network | gradient matching, IPC 10: iterations × outer × inner "
+    from trustdd.reproduction.items import SCOPE
+    lines = ["| preset | data | tables with IPC; seeds | network | gradient matching, IPC 10: iterations × outer × inner "
              "| MTT, IPC 1: experts × epochs | MTT, IPC 1: iterations × steps "
-             "| evaluation: networks × epochs | for |", "|---|---|---|---|---|---|---|---|"]
+             "| evaluation: networks × epochs | for |", f"|{'---|' * 9}"]
     for preset in PRESETS:
         exp, mtt = Experiment(preset=preset), Experiment(preset=preset, method="mtt", ipc=1)
-        cells = (f"`{preset}`", exp.dataset, f"width {exp.width}, depth {exp.depth}",
+        ipcs, seeds = (", ".join(map(str, SCOPE[preset][k])) for k in ("ipcs", "seeds"))
+        cells = (f"`{preset}`", exp.dataset, f"{ipcs}; {seeds}", f"width {exp.width}, depth {exp.depth}",
                  f"{exp.iterations} × {exp.outer} × {exp.inner}",
                  f"{mtt.experts} × {mtt.train_epochs}", f"{mtt.iterations} × {mtt.syn_steps}",
                  f"{exp.n_nets} × {exp.epochs}", WHAT_FOR.get(preset, ""))
