@@ -43,7 +43,7 @@ def chapters():
 
 WHAT_FOR = {
     "smoke": "proving that everything runs; its numbers mean nothing",
-    "quick": "every figure and table on a laptop; the default",
+    "quick": "all figures and tables but Figure 9 and Table 6, on a laptop; the default",
     "cifar": "real images on a CPU",
     "long": "as `cifar`, distilled for longer",
     "paper": "the paper's numbers; needs a GPU for more than one image per class",
