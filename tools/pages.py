@@ -54,13 +54,13 @@ def presets():
     "What each preset means, from the experiments themselves."
     from trustdd.core.experiment import PRESETS, Experiment
     from trustdd.reproduction.items import SCOPE
-    lines = ["| preset | data | tables with IPC; seeds | network | gradient matching, IPC 10: iterations × outer × inner "
+    lines = ["| preset | data | IPC in tables | seeds | network | gradient matching, IPC 10: iterations × outer × inner "
              "| MTT, IPC 1: experts × epochs | MTT, IPC 1: iterations × steps "
-             "| evaluation: networks × epochs | for |", f"|{'---|' * 9}"]
+             "| evaluation: networks × epochs | for |", f"|{'---|' * 10}"]
     for preset in PRESETS:
         exp, mtt = Experiment(preset=preset), Experiment(preset=preset, method="mtt", ipc=1)
         ipcs, seeds = (", ".join(map(str, SCOPE[preset][k])) for k in ("ipcs", "seeds"))
-        cells = (f"`{preset}`", exp.dataset, f"{ipcs}; {seeds}", f"width {exp.width}, depth {exp.depth}",
+        cells = (f"`{preset}`", exp.dataset, ipcs, seeds, f"width {exp.width}, depth {exp.depth}",
                  f"{exp.iterations} × {exp.outer} × {exp.inner}",
                  f"{mtt.experts} × {mtt.train_epochs}", f"{mtt.iterations} × {mtt.syn_steps}",
                  f"{exp.n_nets} × {exp.epochs}", WHAT_FOR.get(preset, ""))

@@ -162,7 +162,7 @@ def _oe_parts(
 
 # %% ../../nbs/data/20_poe.ipynb #51b006a0
 class OEPool:
-    "Real outliers: auxiliary images in disjoint parts of equal size, one per class."
+    "Real outliers: auxiliary images in disjoint parts of equal size, one per slot."
     def __init__(self,
         dataset,                # the training `Dataset`, for classes, shape and normalisation
         images:Tensor,          # auxiliary images, uint8 (n, C, H, W)

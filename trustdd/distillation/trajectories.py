@@ -148,7 +148,8 @@ class Trajectory:
         epoch:int,  # 0: before training
     ) -> torch.Tensor:
         "The parameters (P,) after `epoch` epochs; `UserError` if they are damaged."
-        with safe_open(self.file, "pt") as f: theta = f.get_slice("snapshots")[epoch:epoch + 1][0]
+        with safe_open(self.file, "pt") as f: row = f.get_slice("snapshots")[epoch:epoch + 1]
+        theta = row[0].clone() # the file may change
         if zlib.crc32(theta.numpy()) != self.checksums[epoch]:
             raise UserError(f"{self.file} is damaged (epoch {epoch} does not fit its checksum); "
                             "delete it, and it is trained again")
