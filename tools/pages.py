@@ -149,7 +149,7 @@ def memory():
 def precision(preset):
     "Published runs in bfloat16 beside the same runs in float32."
     from dataclasses import replace
-    from trustdd.evaluation.bootstrap import paired_difference
+    from trustdd.evaluation.bootstrap import paired_difference, signed
     from trustdd.core.experiment import run_name
     from trustdd.reproduction.run_store import Run, stored_experiment
     lines = ["| | accuracy, float32 | bfloat16 | difference | mean AUROC, float32 | bfloat16 | difference |",
@@ -164,7 +164,7 @@ def precision(preset):
             reports = (twin.report, ours.report)
             means = [r.accuracy_mean if statistic == "accuracy" else r.mean_auroc()[0] for r in reports]
             found = paired_difference([ours], [twin], statistic)
-            cells += [*(f"{m:.1f}" for m in means), f"{found.mean:+.1f} ({found.interval})"]
+            cells += [*(f"{m:.1f}" for m in means), f"{signed(found.mean)} ({found.interval})"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
