@@ -162,10 +162,10 @@ def list_images(
     "The images below a folder; `UserError` for what cannot be listed."
     found, skipped, endings = [], Counter(), _formats()
     for name, s in _walk(folder, keep):
-        kind = Path(name).suffix.lower()
+        kind = os.path.splitext(name)[1].lower()
         if not stat.S_ISREG(s.st_mode): skipped[_KINDS.get(stat.S_IFMT(s.st_mode), "device")] += 1
         elif kind in endings: found.append((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
-        else: skipped[kind or "without an ending"] += 1
+        else: skipped[kind if len(kind) > 1 else "without an ending"] += 1
     found.sort()
     stamp = hashlib.sha256(repr(found).encode()).hexdigest()
     files, folders = tuple(f[0] for f in found), tuple(keep) or tuple(_sub_folders(folder))

@@ -57,7 +57,7 @@ class Run:
         "The networks' score of every image; `UserError` if neither scores nor logits are kept."
         scores, logits = self.folder/"scores.safetensors", self.folder/"logits.safetensors"
         if kind == "msp" and scores.exists(): return Scores.load(scores)
-        if logits.exists(): return scores_from_logits(Logits.load(logits), kind)
+        if "logits" in vars(self) or logits.exists(): return scores_from_logits(self.logits, kind)
         what = f"logits, which the score {kind!r} needs" if kind != "msp" else "per-image scores"
         raise UserError(f"the run {'/'.join(self.folder.parts[-3:])} keeps no {what}")
 
