@@ -22,6 +22,7 @@ from ..core.storage import runs_root
 from ..data.catalog import prepared
 from ..data.plugins import load_plugins
 from ..data.poe import outlier_pool
+from ..networks.compute import torch_threads
 from ..distillation.buffers import (
     Buffer, buffer_name, experts_out_of_time, make_buffer, missing_experts)
 from ..distillation.trajectories import epochs_done
@@ -74,7 +75,7 @@ def _begin(threads, environment):
 def in_processes(
     work,               # a function that a fresh process can import
     tasks,              # the arguments of each call, as tuples; the longest ones first
-    workers:int,        # processes
+    workers:int,        # processes; a single one is this one
     what:str,           # what is done, for the bar
     progress:bool=True, # show a bar
     threads:int=1,      # CPU threads of each process; torch's choice if None
@@ -82,7 +83,8 @@ def in_processes(
     done=None,          # how far it is, as a function; the number of finished tasks if None
 ):
     "Call `work` for every task, in processes side by side; the first error is raised."
-    with fresh_processes(max(workers, 1), threads) as pool:
+    if workers <= 1: return _in_turn(work, tasks, what, progress, threads)
+    with fresh_processes(workers, threads) as pool:
         jobs = [pool.submit(work, *task) for task in tasks]
         def finished(): return sum(job.done() for job in jobs)
         count, n = done or finished, total or len(jobs)
@@ -92,6 +94,11 @@ def in_processes(
             while _working(jobs): bar.update(count() - bar.n)
             for job in sorted(jobs, key=_unfinished): _finish(pool, job)
             bar.update(n - bar.n)
+
+def _in_turn(work, tasks, what, progress, threads):
+    "The same in this process, which has imported everything already."
+    with torch_threads(threads or torch.get_num_threads()):
+        for task in tqdm(tasks, desc=what, disable=not progress): work(*task)
 
 def _working(jobs):
     "Half a second later: are there jobs left, and has none failed?"
