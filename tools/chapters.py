@@ -2,9 +2,10 @@
 
 A FLAG (slow, data, gpu) runs the cells that are marked so, as `nbdev_test --flags` does. That command
 tests many notebooks in one process, where one sees what another has registered or set. Here a process
-that has imported torch once is forked for each notebook.
+that has imported torch and other large libraries once is forked for each notebook.
 """
 import argparse
+import importlib
 import multiprocessing.connection
 import os
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
+# What many chapters need and what takes long to import: with all of it about 7 s of a core.
+IMPORTED = (
+    "nbdev.test", "torch", "torchvision", "torch._dynamo", "sklearn.datasets", "sklearn.metrics",
+    "seaborn", "papermill", "pytorch_ood.detector", "trustdd")
 LONGEST = ("nbs", "guides", "reproduction") # rooms whose notebooks take longest
 
 
@@ -59,7 +63,7 @@ def main():
     parser.add_argument("flags", nargs="*")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    import nbdev.test, torch, torchvision, trustdd # noqa: what every chapter needs, imported once
+    for name in IMPORTED: importlib.import_module(name)
     paths = chapters(ROOT)
     failed, took = run(paths, asked.flags, asked.workers)
     print("slowest:", ", ".join(f"{name} {seconds:.0f} s" for seconds, name in took[:5]))

@@ -166,12 +166,12 @@ def ood_metrics(
     check_choice("aupr", aupr, AUPR_RULES)
     y, s = _marked(s_in, s_out)
     sides = {"in": (y, s), "out": (1 - y, -s)}
-    found = {"auroc": _area_fpr95(y, s)[0]}
+    roc_of = {side: _area_fpr95(*pair, fpr95) for side, pair in sides.items()}
+    found = {"auroc": roc_of["in"][0]}
     named = "" if aupr == "step" else f" ({aupr})"
     found |= {f"aupr_{side}{named}": _area_pr(*pair, aupr) for side, pair in sides.items()}
     named = "" if fpr95 == "first" else f" ({fpr95})"
-    return found | {f"fpr95_{side}{named}": _area_fpr95(*pair, fpr95)[1]
-                    for side, pair in sides.items()}
+    return found | {f"fpr95_{side}{named}": fpr for side, (_, fpr) in roc_of.items()}
 
 # %% ../../nbs/evaluation/46_scores.ipynb #4a89c77b
 METRICS = dict(auroc=("AUROC", True), aupr_in=("AUPR-in", True), aupr_out=("AUPR-out", True),

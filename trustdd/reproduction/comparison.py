@@ -22,7 +22,7 @@ from ..evaluation.bootstrap import fair_terms, paired_differences, signed
 from ..evaluation.evaluation import evaluate, resolve_eval_data
 from ..evaluation.image_scores import Scores, scores_from_logits
 from ..evaluation.logits import image_counts, Logits
-from ..evaluation.report import mean_std, Report, report_from_logits
+from ..evaluation.report import mean_std, Report
 from .artifacts import file_names
 from .figures import as_base64
 from .image_panels import set_picture
@@ -60,10 +60,9 @@ def _measured(name, syn, exp, out, options, reference=False) -> Entrant:
         bare = _networks(syn, replace(exp, strategy="none"), place, "plain", options)
         atomic_write(place/"plain.json", bare.to_json())
         file = working_folder(place, "training")/"logits.safetensors"
-        _networks(syn, exp, place, "augmented", options, file)
-        logits = Logits.load(file)
-        scores_from_logits(logits).save(place/"scores.safetensors")
-        report_from_logits(logits).save(place)
+        report = _networks(syn, exp, place, "augmented", options, file)
+        scores_from_logits(Logits.load(file)).save(place/"scores.safetensors")
+        report.save(place)
         remove_working(place, "training")
     plain = mean_std(Report.load(place/"plain.json").accuracy)
     scores = Scores.load(place/"scores.safetensors")
