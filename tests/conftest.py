@@ -1,6 +1,6 @@
 "What several test files build on."
-import json, os, signal, socket, subprocess, sys
-from contextlib import contextmanager
+import json, os, signal, socket, subprocess, sys, time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,80 @@ def server(source, timeout, env=os.environ):
     finally:
         try: process.stdin.close(); process.wait(timeout=timeout)
         except (OSError, subprocess.TimeoutExpired): process.kill(); process.wait(); raise
+
+
+# A process that has imported what a command would, and forks one for every request, which goes on as `python -m trustdd` with words, folder, environment
+# and streams of its own, in a session of its own. The process between the two says its number and waits for it, and then notes its exit status.
+COMMANDS = """
+import json, os, runpy, sys, tempfile
+from contextlib import suppress
+import trustdd.reproduction.commands, trustdd.reproduction.set_commands, trustdd.reproduction.runs, trustdd.reproduction.atlas
+import pandas, sklearn.datasets, sklearn.metrics, torch._dynamo, torch.utils.flop_counter
+
+for line in sys.stdin:
+    if not os.fork(): break
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+else: sys.exit()
+request = json.loads(line)
+number = os.fork()
+if number:
+    print(number, flush=True)
+    status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    with open(request["status"] + ".part", "w") as f: f.write(str(status))
+    os.rename(f.name, request["status"])
+    os._exit(0)
+os.setsid()
+for fd, (name, how) in enumerate([(os.devnull, os.O_RDONLY), *((request[k], os.O_WRONLY | os.O_APPEND) for k in ("out", "err"))]):
+    opened = os.open(name, how)
+    os.dup2(opened, fd)
+    os.close(opened)
+os.chdir(request["cwd"])
+os.environ.clear()
+os.environ.update(request["env"])
+tempfile.tempdir, sys.path[0], sys.argv[1:] = None, request["cwd"], request["words"]
+runpy.run_module("trustdd", run_name="__main__", alter_sys=True)
+"""
+
+
+class Forked:
+    "A command in a process of its own: as much of `subprocess.Popen` as the tests need."
+    def __init__(self, ask, folder, words, cwd, env):
+        self.words, self.err, self._out, self._status = words, folder/"err", folder/"out", folder/"status"
+        for file in (self._out, self.err): file.touch()
+        self.pid = ask(dict(words=words, cwd=str(cwd), env=env, out=str(self._out), err=str(self.err), status=str(self._status)))
+
+    @property
+    def returncode(self): return int(self._status.read_text()) if self._status.exists() else None
+    def poll(self): return self.returncode
+
+    def communicate(self, timeout):
+        ends = time.monotonic() + timeout
+        while self.returncode is None:
+            if time.monotonic() > ends: raise subprocess.TimeoutExpired(self.words, timeout)
+            time.sleep(0.02)
+        return self._out.read_text(), self.err.read_text()
+
+    def send_signal(self, number):
+        if self.returncode is None: os.kill(self.pid, number)
+
+
+@pytest.fixture(scope="session")
+def commands():
+    with server(COMMANDS, timeout=60) as ask: yield ask
+
+
+@pytest.fixture
+def forked(commands, tmp_path_factory):
+    """`forked(words…, cwd=…, env=…)` is `python -m trustdd words…` without the seconds that a new interpreter takes to import torch; what it leaves is killed.
+    A test of start-up, streams or locales needs the interpreter."""
+    started = []
+    def start(*words, cwd, env):
+        started.append(Forked(commands, tmp_path_factory.mktemp("command"), [str(w) for w in words], cwd, env))
+        return started[-1]
+    yield start
+    for child in started:
+        with suppress(ProcessLookupError): os.killpg(child.pid, signal.SIGKILL)
 
 
 def content(folder):

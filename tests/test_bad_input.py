@@ -428,9 +428,9 @@ GOOD = """import json
 from pathlib import Path
 Path(out, "{name}.json").write_text(json.dumps(dict(verdict="The claim held: 1 > 0", preset=preset)))"""
 
-def notebook(path, body):
+def notebook(path, body, more=""):
     "A small figure: a cell of parameters, and one that does something."
-    cells = [nbformat.v4.new_code_cell('preset:str = "quick"\nout:str = ""', metadata={"tags": ["parameters"]}),
+    cells = [nbformat.v4.new_code_cell(f'preset:str = "quick"\nout:str = ""{more}', metadata={"tags": ["parameters"]}),
              nbformat.v4.new_code_cell(body.replace("{name}", path.stem.split("_")[0]))]
     meta = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=meta), path)

@@ -1,5 +1,5 @@
 "A command with a time budget ends in time with status 75, gets further with each call, and ends with the bytes of one that was never stopped."
-import json, math, os, re, signal, subprocess, sys, tempfile, time
+import json, math, os, re, shutil, signal, sys, tempfile, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from test_bad_input import GOOD, notebook
 from trustdd.core.deadline import RESERVE
 from trustdd.distillation.buffers import buffer_name
 from trustdd.distillation.trajectories import epochs_done
@@ -19,7 +20,7 @@ from trustdd.reproduction.runs import load_or_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--dataset digits --preset smoke --outliers poe --ipc 1 --outer 2 --inner 1 --n-nets 2 --n-test 20 --ood gaussian,skimage-text --device cpu".split()
-BUDGET = RESERVE + 0.8
+BUDGET = RESERVE + 0.4
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +73,8 @@ def same(folder, other, logs=("log.jsonl",)):
 
 def test_run(tmp_path, capfd, busy_clock):
     "Iterations, then epochs of two networks, then the report."
-    words = [*SMALL, "--iterations", "24", "--epochs", "60", "--runs"]
-    exp = experiment(SMALL + ["--iterations", "24", "--epochs", "60"])
+    words = [*SMALL, "--iterations", "8", "--epochs", "24", "--runs"]
+    exp = experiment(words[:-1])
     straight, folder = tmp_path/"straight"/run_name(exp), tmp_path/"stopped"/run_name(exp)
     assert main(["run", *words, str(tmp_path/"straight")]) == 0
     def progress():
@@ -95,7 +96,7 @@ def head(path):
 
 def test_distill_that_watches_itself(tmp_path, capfd, busy_clock):
     "The looks on the way are stopped and continued, too."
-    words = [*SMALL, "--iterations", "6", "--epochs", "100", "--holdout", "0.2", "--watch", "0,3,6", "--runs"]
+    words = [*SMALL, "--iterations", "6", "--epochs", "30", "--holdout", "0.2", "--watch", "0,3,6", "--runs"]
     exp = experiment(words[:-1])
     straight, folder = (tmp_path/name/run_name(exp) for name in ("straight", "stopped"))
     assert main(["run", *words, str(tmp_path/"straight")]) == 0
@@ -107,7 +108,7 @@ def test_distill_that_watches_itself(tmp_path, capfd, busy_clock):
 
 
 def test_experts(tmp_path, capfd, busy_clock):
-    words = "--dataset digits --preset smoke --outliers poe --ipc 1 --experts 3 --train-epochs 30 --device cpu --workers 1 --runs".split()
+    words = "--dataset digits --preset smoke --outliers poe --ipc 1 --experts 3 --train-epochs 15 --device cpu --workers 1 --runs".split()
     exp = experiment(["--method", "mtt", *words[:-3]])
     straight, folder = (tmp_path/name/buffer_name(exp) for name in ("straight", "stopped"))
     assert main(["buffers", *words, str(tmp_path/"straight")]) == 0
@@ -120,7 +121,7 @@ def test_experts(tmp_path, capfd, busy_clock):
 
 def test_evaluate(tmp_path, capfd, busy_clock):
     assert main(["distill", *SMALL, "--runs", str(tmp_path), "--out", str(tmp_path/"set.safetensors")]) == 0
-    words = [tmp_path/"set.safetensors", "--epochs", "400", "--n-nets", "2", "--ood", "gaussian", "--device", "cpu", "--select", "best_on_test", "--out"]
+    words = [tmp_path/"set.safetensors", "--epochs", "200", "--n-nets", "2", "--ood", "gaussian", "--device", "cpu", "--select", "best_on_test", "--out"]
     assert main(["evaluate", *map(str, words), str(tmp_path/"straight")]) == 0
     kept = lambda: sum(json.loads(json.loads(head(p))["__metadata__"]["network"])["epochs"] for p in (tmp_path/"stopped").glob(".trustdd/training/*.safetensors"))
     calls, longest = again_and_again(capfd, "evaluate", [*words, tmp_path/"stopped"], kept)
@@ -157,12 +158,6 @@ def test_a_run_that_another_process_holds(tmp_path, capfd):
     assert main(["run", *SMALL, "--runs", str(tmp_path), "--time-budget", "60"]) == 0
 
 
-def start(tmp, *words):
-    "The command in a process of its own, with a place of its own for temporary files."
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp)}
-    return subprocess.Popen([sys.executable, "-c", "import sys; from trustdd.reproduction.cli import main; sys.exit(main())", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT)
-
-
 def test_the_time_counts_from_the_start_of_the_process(tmp_path, capfd, monkeypatch):
     "590 of 600 seconds are over when Python has been loaded: that is too late for more than one iteration."
     words = ["distill", *SMALL, "--iterations", "3", "--runs", str(tmp_path), "--time-budget", "600"]
@@ -173,16 +168,17 @@ def test_the_time_counts_from_the_start_of_the_process(tmp_path, capfd, monkeypa
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals as Unix has them")
-def test_sigterm_stops_all_workers_between_two_epochs(tmp_path, request):
+def test_sigterm_stops_all_workers_between_two_epochs(tmp_path, request, forked):
     "It is sent to the main process alone; its two workers learn of it."
     tmp = tempfile.TemporaryDirectory() # a short path: it will hold a socket
     request.addfinalizer(tmp.cleanup)
     words = "--dataset digits --preset smoke --outliers none --ipc 1 --experts 2 --train-epochs 400 --device cpu --runs".split()
     exp = experiment(["--method", "mtt", *words[:-3]])
     folder = tmp_path/buffer_name(exp)
-    child = start(Path(tmp.name), "buffers", *words, tmp_path, "--workers", "2")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": tmp.name}
+    child = forked("buffers", *words, tmp_path, "--workers", "2", cwd=ROOT, env=env)
     while epochs_done(folder) < 4:
-        assert child.poll() is None, child.communicate()
+        assert child.poll() is None, child.err.read_text()
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=30)
@@ -192,8 +188,12 @@ def test_sigterm_stops_all_workers_between_two_epochs(tmp_path, request):
     assert not list(Path(tmp.name).glob("trustdd-stop-*"))
 
 
-def test_paper(tmp_path, capfd):
+def test_paper(project, tmp_path, capfd):
     "The first item is begun however late it is, its run stops after a lap of its worker; the next call finishes it."
+    paper = project/"nbs"/"paper"
+    paper.mkdir(parents=True)
+    shutil.copy(ROOT/"nbs"/"paper"/"fig02_msp_distributions.ipynb", paper)
+    notebook(paper/"fig03_small.ipynb", GOOD, '\nruns:str = ""')
     words = ["--preset", "smoke", "--only", "fig02,fig03", "--workers", "1", "--runs", str(tmp_path/"runs"), "--out", str(tmp_path/"figures")]
     assert main(["paper", *words, "--time-budget", "1"]) == 75
     out, err = capfd.readouterr()

@@ -110,10 +110,11 @@ load_or_run(exp, store, "cpu", progress=False, every=0)
 """
 
 
-def test_killed_resumed_and_shared_by_two_processes_gives_the_same_bytes(mine, tmp_path):
+def test_killed_resumed_and_shared_by_two_processes_gives_the_same_bytes(mine, forked, tmp_path):
     one, two, three = (tmp_path/name for name in ("one", "two", "three"))
-    done = python("-m", "trustdd", "run", "--plugin", mine, *KM, "--runs", one)
-    assert done.returncode == 0, done.stderr
+    done = forked("run", "--plugin", mine, *KM, "--runs", one, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    _, err = done.communicate(timeout=200)
+    assert done.returncode == 0, err
     with_file = dict(TRUSTDD_PLUGINS=str(mine))  # as another way to name it
     assert python("-c", KILLED, two, 4, **with_file).returncode == -signal.SIGKILL
     checkpoint, = two.rglob("checkpoint.safetensors")
@@ -151,16 +152,18 @@ HELPED = {
     "my_blur.py": "import trustdd\n\n@trustdd.corruption('my_dim')\ndef my_dim(x):\n    from my_tools.dim import amount\n    return x * amount\n",
     "my_tools/__init__.py": "", "my_tools/dim.py": "from . import numbers\namount = numbers.amount\n", "my_tools/numbers.py": "amount = 0.5\n"}
 
-def test_a_module_beside_a_plugin_is_part_of_its_version(project, tmp_path, capsys):
+def test_a_module_beside_a_plugin_is_part_of_its_version(project, forked, tmp_path):
     "The run of `amount = 0.5` was taken for that of `amount = 0.1`; a notebook or a program started elsewhere did not find the module."
     home, store = tmp_path/"mine", tmp_path/"store"
     for name, text in HELPED.items():
         (home/name).parent.mkdir(parents=True, exist_ok=True)
         (home/name).write_text(text)
     def distil(): # from another folder, in a process of its own
-        done = python("-m", "trustdd", "distill", "--plugin", home/"my_blur.py", "--corruptions", "my_dim", "--method", "random", "--outliers", "poe", *FIELDS, "--runs", store)
-        assert done.returncode == 0, done.stderr
-        return Path(done.stdout.splitlines()[-1]).parent
+        words = ["distill", "--plugin", home/"my_blur.py", "--corruptions", "my_dim", "--method", "random", "--outliers", "poe", *FIELDS, "--runs", store]
+        done = forked(*words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        out, err = done.communicate(timeout=200)
+        assert done.returncode == 0, err
+        return Path(out.splitlines()[-1]).parent
     first = distil()
     (home/"unused.py").write_text("x = 1\n")
     assert distil() == first
