@@ -12,14 +12,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..core.checks import check_choice, read_json, UserError
-from ..core.deadline import mark_progress, OutOfTime, StepTimer
+from ..core.deadline import (
+    end_with_parent, install_signal_handlers, mark_progress, OutOfTime, StepTimer)
 from ..core.experiment import PRESETS
 from ..core.randomness import pick_device
 from ..core.storage import project_root, runs_root, writable
 from ..data.identity import listed_once
 from .artifacts import (
     execute, keep_executed, notebooks_folder, outputs_of, stamp, up_to_date)
-from .jobs import cores, fresh_processes, processes
+from .jobs import cores, processes
 
 # %% ../../nbs/reproduction/76_atlas.ipynb #32745559
 def item_notebooks(
@@ -95,13 +96,20 @@ def _each(names, wanted, at_once, late):
         if name not in together: yield name, _tried(wanted[name], late())
 
 # %% ../../nbs/reproduction/76_atlas.ipynb #76f46c43
+def _begin(workers):
+    "What a process that makes notebooks does first."
+    end_with_parent()
+    os.environ.setdefault("TRUSTDD_WORKERS", str(workers))
+    install_signal_handlers()
+
 def _side_by_side(names, wanted, at_once, late):
     "As `_each`, in so many processes."
-    from concurrent.futures import FIRST_COMPLETED, wait
+    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+    from multiprocessing import get_context
     if not names: return
     n = min(at_once, len(names))
-    workers = str(math.ceil(cores() / n))
-    pool = fresh_processes(n, preload=["torch", "papermill"], TRUSTDD_WORKERS=workers)
+    workers = math.ceil(cores() / n)
+    pool = ProcessPoolExecutor(n, get_context("spawn"), _begin, (workers,))
     waiting, jobs = list(names), {}
     try:
         while waiting or jobs:

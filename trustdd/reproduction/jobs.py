@@ -47,23 +47,20 @@ def cores() -> int:
 _PRELOADED = ["torch._dynamo", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.metrics"]
 _ROOM = 75 # bytes of $TMPDIR: a socket's name has 107, and multiprocessing adds 32
 
-def _context(preload):
+def _context():
     "A server that has imported much, where its socket can have a name; else each from nothing."
     short = len(os.fsencode(tempfile.gettempdir())) <= _ROOM
     if sys.platform != "linux" or not short: return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 def fresh_processes(
     n:int,              # how many
     threads:int=None,   # CPU threads of each; torch's choice if None
-    preload=_PRELOADED, # modules that their server imports, if this is the first call
-    **defaults,         # environment variables, where this process has none
 ) -> ProcessPoolExecutor:
     "An executor with processes that have done nothing yet."
-    given = threads, defaults | dict(os.environ)
-    return ProcessPoolExecutor(n, _context(preload), _begin, given)
+    return ProcessPoolExecutor(n, _context(), _begin, (threads, dict(os.environ)))
 
 def _begin(threads, environment):
     "What a worker does first."
