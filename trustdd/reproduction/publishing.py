@@ -15,6 +15,7 @@ from ..core.randomness import pick_device
 from ..core.storage import atomic_write
 from ..data.catalog import prepared
 from ..distillation.methods import find_method
+from ..evaluation.image_scores import scores_from_logits
 from ..evaluation.logits import collect_logits
 from ..evaluation.report import Report
 from ..evaluation.scores import ood_metrics
@@ -22,7 +23,6 @@ from ..networks.compute import torch_threads
 from ..networks.training import train
 from .run_store import check_unchanged, Run
 from .validation import validation_sets
-
 
 # %% ../../nbs/reproduction/63_publishing.ipynb #3779418c
 def _fit(scores, report):
@@ -90,4 +90,6 @@ def with_logits(
     vars(run)["logits"] = collect_logits(
         nets, dataset, images, n_test=exp.n_test, device=device, ood_sources=sources,
         experiment=to_dict(exp), progress=progress)
+    same = _fit(scores_from_logits(run.logits), run.report)
+    print(f"their scores {'are' if same else 'differ from'} those of its report", file=sys.stderr)
     return run
