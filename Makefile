@@ -55,8 +55,7 @@ check: setup ## do notebooks, package and README agree?
 test: export OMP_NUM_THREADS = 1
 ifeq ($(ONLY),)
 test: setup check ## all checks and all tests that need neither a GPU nor unpacked data; ONLY=poe,resume: one chapter, one test file
-	$(BIN)/python tools/chapters.py slow
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	$(BIN)/python tools/all_tests.py
 else
 test: setup
 	$(BIN)/python tools/only.py $(ONLY)
