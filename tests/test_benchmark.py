@@ -116,6 +116,17 @@ def test_runs_that_come_out_otherwise_are_noticed(modules):
     assert "| cifar | DSA none | 10 | 0, 1, 2 |" in modules["bench"].unchanged_said([dict(other, machine="here", torch="2", date="today", commit="0")])[0]
 
 
+def test_how_long_a_preset_takes(modules, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["presets.py", "--only", "smoke", "--out", str(tmp_path)])
+    importlib.import_module("presets").main()
+    got = json.loads((tmp_path/"presets.json").read_text())
+    assert got["machine"]["commit"] and [(r["preset"], r["method"], r["ipc"]) for r in got["rows"]] == [("smoke", "dsa", 10), ("smoke", "mtt", 1)]
+    for r in got["rows"]:
+        stages = r["stages"].values()
+        assert r["seconds"] == pytest.approx(sum(s["first"] + s["each"] * (s["steps"] - 1) for s in stages)) and all(s["each"] > 0 for s in stages)
+    assert [s["unit"] for s in got["rows"][1]["stages"].values()] == ["epochs", "iterations", "epochs"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 @pytest.mark.parametrize("words", [(), ("--device", "cpu"), ("--device", "cuda", "--quick")], ids=" ".join)
 def test_without_a_gpu_one_line_and_status_2(main, tmp_path, capfd, words):

@@ -1,4 +1,4 @@
-"""Draw docs/own-images.png: `trustdd run` and `trustdd show` on a folder of images.
+"""Make docs/own-images.png and .txt: `trustdd run` and `trustdd show` on a folder of images.
 
 The folder holds square tiles of two photographs that come with scikit-learn, a flower and a temple
 in China: two classes. Tiles of the left three quarters are for training, the others for testing.
@@ -33,9 +33,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         cut(Path(folder)/"photos")
         def trustdd(*words):
-            subprocess.run([sys.executable, "-m", "trustdd", *words], cwd=folder, check=True)
-        trustdd("run", "--dataset", "photos@32", "--outliers", "poe", "--ipc", "10",
-                "--preset", "quick", "--runs", "runs")
+            done = subprocess.run([sys.executable, "-m", "trustdd", *words], cwd=folder, check=True,
+                                  stdout=subprocess.PIPE, text=True)
+            return done.stdout
+        said = trustdd("run", "--dataset", "photos@32", "--outliers", "poe", "--ipc", "10",
+                       "--preset", "quick", "--runs", "runs")
+        said = said.replace(f"{Path(folder).resolve()}/", "")
+        (ROOT/"docs"/"own-images.txt").write_text(said, encoding="utf-8")
         run = next(Path(folder).glob("runs/**/distilled.safetensors"))
         trustdd("show", str(run), "--out", str(ROOT/"docs"/"own-images.png"))
 

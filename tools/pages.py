@@ -52,19 +52,29 @@ WHAT_FOR = {
 
 def presets():
     "What each preset means, from the experiments themselves."
+    from trustdd.core.deadline import duration
     from trustdd.core.experiment import PRESETS, Experiment
     from trustdd.reproduction.items import SCOPE
+    def took(preset, method):
+        row = next((r for r in measured["rows"] if (r["preset"], r["method"]) == (preset, method)), None)
+        if not row: return "–"
+        words = duration(row["seconds"], rough=True) if row["seconds"] >= 1 else "under 1 s"
+        return words + (f" (IPC {row['ipc']})" if method != "mtt" and row["ipc"] != 10 else "")
+    measured = stored("presets")
+    where = measured["machine"]
     lines = ["| preset | data | IPC in tables | seeds | network | gradient matching, IPC 10: iterations × outer × inner "
              "| MTT, IPC 1: experts × epochs | MTT, IPC 1: iterations × steps "
-             "| evaluation: networks × epochs | for |", f"|{'---|' * 10}"]
+             "| evaluation: networks × epochs | one run with POE: DSA, IPC 10 | MTT, IPC 1 | for |", f"|{'---|' * 12}"]
     for preset in PRESETS:
         exp, mtt = Experiment(preset=preset), Experiment(preset=preset, method="mtt", ipc=1)
         ipcs, seeds = (", ".join(map(str, SCOPE[preset][k])) for k in ("ipcs", "seeds"))
         cells = (f"`{preset}`", exp.dataset, ipcs, seeds, f"width {exp.width}, depth {exp.depth}",
                  f"{exp.iterations} × {exp.outer} × {exp.inner}",
                  f"{mtt.experts} × {mtt.train_epochs}", f"{mtt.iterations} × {mtt.syn_steps}",
-                 f"{exp.n_nets} × {exp.epochs}", WHAT_FOR.get(preset, ""))
+                 f"{exp.n_nets} × {exp.epochs}", took(preset, "dsa"), took(preset, "mtt"), WHAT_FOR.get(preset, ""))
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"The times are those of `trustdd run --dry-run` on {where['machine']} ({where['threads']} threads, commit "
+              f"{where['commit']}), from nothing, experts included: `python benchmarks/presets.py`."]
     return "\n".join(lines)
 
 
@@ -186,8 +196,13 @@ def atlas():
             f"minutes from nothing on {full['machine']} (commit {full['commit']}).")
 
 
+def own_images():
+    "The last lines of a run on a folder of images."
+    return f"```\n{(ROOT/'docs'/'own-images.txt').read_text(encoding='utf-8').strip()}\n```"
+
+
 SOURCES = dict(chapters=chapters, notebooks=chapter_table, presets=presets, commands=commands)
-RESULTS = dict(figures=figures, claims=claims, speed=speed, memory=memory, precision=precision, processes=processes, atlas=atlas)
+RESULTS = dict(figures=figures, claims=claims, speed=speed, memory=memory, precision=precision, processes=processes, atlas=atlas, own_images=own_images)
 MAKERS = SOURCES | RESULTS
 
 
