@@ -1,7 +1,7 @@
 """How long is one run of each preset? What `trustdd run --dry-run` says on this machine.
 
 `python benchmarks/presets.py` times a few iterations and epochs of runs with pseudo-outliers, from nothing, and writes `presets.json`
-beside itself; docs/presets.md shows it. `--only PRESET ...` and `--out FOLDER`: some presets, another folder.
+beside itself; docs/presets.md shows it. With `--only PRESET ...` it only prints, unless you give `--out FOLDER`.
 """
 import argparse, json, sys, tempfile
 from pathlib import Path
@@ -33,15 +33,15 @@ def row(exp):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--only", nargs="+", choices=PRESETS, default=PRESETS, metavar="PRESET", help="some presets; all")
-    p.add_argument("--out", metavar="FOLDER", default=HERE, type=Path, help="where presets.json is written; beside this file")
+    p.add_argument("--only", nargs="+", choices=PRESETS, metavar="PRESET", help="some presets; all")
+    p.add_argument("--out", metavar="FOLDER", help="where presets.json is written; beside this file, with --only nowhere")
     args = p.parse_args()
     rows = []
-    for preset in args.only:
+    for preset in args.only or PRESETS:
         for exp in experiments(preset):
             rows.append(row(exp))
             print(f"{duration(rows[-1]['seconds']):>12}  {rows[-1]['run']}", flush=True)
-    atomic_write(args.out/"presets.json", json.dumps(dict(machine=surroundings(torch.device("cpu")), rows=rows), indent=1) + "\n")
+    if args.out or not args.only: atomic_write(Path(args.out or HERE)/"presets.json", json.dumps(dict(machine=surroundings(torch.device("cpu")), rows=rows), indent=1) + "\n")
 
 
 if __name__ == "__main__": main()

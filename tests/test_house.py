@@ -22,6 +22,7 @@ from trustdd.reproduction.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT/"trustdd"
 sys.path.insert(0, str(ROOT/"tools"))
+import all_tests
 import check_python
 import count
 import count_prose
@@ -271,6 +272,15 @@ def test_what_is_asked_for_alone_is_found():
     assert any("poe" in str(w[-1]) for w in words) and any("test_resume.py" in str(w[-1]) for w in words)
     assert not any("paper" in Path(w[-1]).parts for w in words)
     with pytest.raises(SystemExit, match="nosuch"): list(only.commands(ROOT, ["nosuch"]))
+
+
+@pytest.mark.parametrize("behind, before", [(0, 0), (1, 0), (0, 1)])
+def test_all_tests_pass_only_if_both_parts_do(capfdbinary, behind, before):
+    "And what the part behind said comes last, whatever its letters."
+    def part(status, word): return [sys.executable, "-c", f"import sys; sys.stdout.buffer.write({word!r}); sys.exit({status})"]
+    assert all_tests.side_by_side(part(behind, b"behind \xff"), part(before, b"before ")) == (behind == before == 0)
+    out = capfdbinary.readouterr().out
+    assert out.startswith(b"before ") and out.endswith(b"behind \xff")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ TESTS = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal",
 
 def side_by_side(behind, before):
     "Run two commands at once, the output of the first after that of the second: did both end with 0?"
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile() as said:
         first = subprocess.Popen(behind, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
         try: second = subprocess.run(before, cwd=ROOT).returncode
         except BaseException:
@@ -24,7 +24,8 @@ def side_by_side(behind, before):
         if first.poll() is None: print("the notebooks go on", flush=True)
         first.wait()
         said.seek(0)
-        print(said.read(), end="", flush=True)
+        sys.stdout.buffer.write(said.read())
+        sys.stdout.flush()
     return first.returncode == second == 0
 
 

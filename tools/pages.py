@@ -201,8 +201,9 @@ def own_images():
     return f"```\n{(ROOT/'docs'/'own-images.txt').read_text(encoding='utf-8').strip()}\n```"
 
 
-SOURCES = dict(chapters=chapters, notebooks=chapter_table, presets=presets, commands=commands)
-RESULTS = dict(figures=figures, claims=claims, speed=speed, memory=memory, precision=precision, processes=processes, atlas=atlas, own_images=own_images)
+SOURCES = dict(chapters=chapters, notebooks=chapter_table, commands=commands)
+RESULTS = dict(figures=figures, claims=claims, presets=presets, speed=speed, memory=memory, precision=precision, processes=processes,
+               atlas=atlas, own_images=own_images)
 MAKERS = SOURCES | RESULTS
 
 
