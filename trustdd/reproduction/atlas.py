@@ -76,7 +76,7 @@ def _make(
 
 # %% ../../nbs/reproduction/76_atlas.ipynb #65390c5d
 ALONE = ("fig20", "tab14") # they measure seconds and memory
-_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # no run is in two
+_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # few runs are in two
 
 # %% ../../nbs/reproduction/76_atlas.ipynb #98fac13d
 def _tried(wanted, late):
@@ -129,7 +129,7 @@ def _in_turn(name):
     return name not in _LONG, not name.startswith("tab"), name
 
 def requested(
-    preset:str="quick",     # smoke, quick, cifar or paper
+    preset:str="quick",     # smoke, quick, cifar, long or paper
     only=(),                # names such as fig02, tab01; all if empty
     runs=None,              # the run store
     out=None,               # folder of the results; figures/PRESET if None

@@ -72,14 +72,15 @@ def controls_tests(
     compare,            # from the chapter on claims
     score:str="msp",    # which score of the images
 ) -> dict:
-    "Name → `Comparison`: POE as drawn over each control, and distilled over as drawn."
+    "Name → `Comparison`: POE as drawn over each control; distilled over that and uncorrupted."
     found = {}
     for statistic, what in dict(mean_auroc="AUROC", accuracy="accuracy").items():
         against = _against_controls(groups, compare, statistic, score)
         found |= {f"POE as drawn over {name}, {what}": c for name, c in against.items()}
     if "POE distilled" in groups:
-        gain = compare(groups["POE distilled"], groups["POE as drawn"], "mean_auroc", score)
-        found["POE distilled over POE as drawn, AUROC"] = gain
+        for name in ("POE as drawn", "uncorrupted images"):
+            gain = compare(groups["POE distilled"], groups[name], "mean_auroc", score)
+            found[f"POE distilled over {name}, AUROC"] = gain
     return found
 
 # %% ../../nbs/reproduction/73_experiments.ipynb #b3f0efdb
