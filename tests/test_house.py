@@ -383,3 +383,15 @@ def test_a_definition_without_an_example_is_found():
     def cell(text): return count_prose.Cell(dict(cell_type="code", source=[text]))
     book = [cell("#| export\ndef f(): pass"), cell("#| hide\nf()"), cell("#| export\ndef g(): pass"), cell("g()")]
     assert count_prose.without_use(book) == (["f"], 2)
+
+
+def test_a_chapter_whose_outputs_are_older_than_its_code_is_named():
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+    import outputs
+    def chapter(said, err="a warning"):
+        given = [new_output("stream", name="stdout", text=said), new_output("stream", name="stderr", text=err),
+                 new_output("execute_result", data={"text/plain": "<odd at 0x7f0>"})]
+        return new_notebook(cells=[new_code_cell("print(pool)", outputs=given)])
+    assert not list(outputs.differences(chapter("4 slots"), chapter("4 slots", err="another")))
+    (source, lines), = outputs.differences(chapter("4 slots"), chapter("5 slots"))
+    assert source == "print(pool)" and lines[1:] == ["-4 slots", "+5 slots"]
