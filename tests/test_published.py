@@ -39,3 +39,13 @@ def test_sides_at_the_papers_scale_keep_their_folders(monkeypatch, tmp_path):
     for fields in ({}, dict(label_smoothing=0.1), dict(epochs=2000), dict(outliers="poe", outlier_draw=2)):
         assert name("images", **fields) == "cifar10-dsa-images-ipc1-seed0-039367b1"
     assert name("outliers", outliers="poe") == "cifar10-dsa-outliers-ipc1-seed0-c15f3373"
+
+
+def test_kept_notebooks_have_the_code_of_today():
+    "A figure whose notebook was changed is drawn again, in every preset."
+    def code(path):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and "injected-parameters" not in c["metadata"].get("tags", [])]
+    today = {p.stem.partition("_")[0]: code(p) for p in (project_root()/"nbs"/"paper").glob("*.ipynb")}
+    kept = [p for preset in ("quick", "cifar", "long", "paper", "dm") for p in (project_root()/"figures"/preset/"notebooks").glob("*.ipynb")]
+    assert len(kept) > 70 and not [p.relative_to(project_root()) for p in kept if code(p) != today[p.stem]]
