@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = [sys.executable, "tools/chapters.py", "slow"]
-TESTS = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "worksteal", "tests"]
+TESTS = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "tests"]
 
 
 def side_by_side(behind, before):
