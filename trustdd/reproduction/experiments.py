@@ -57,14 +57,15 @@ def shows_controls(
 # %% ../../nbs/reproduction/73_experiments.ipynb #fb884448
 def _against_controls(
     groups:dict,                # name → finished runs, of `control_experiments`
+    name:str,                   # which of them is compared with all controls
     compare,                    # from the chapter on claims
     statistic:str="mean_auroc", # or accuracy
     score:str="msp",            # which score of the images
 ) -> dict:
-    "Name of a control, or no outliers → `Comparison`: POE as drawn minus it."
-    names = [name for name in ("no outliers", *_CONTROLS) if name in groups]
-    return {name: compare(groups["POE as drawn"], groups[name], statistic, score)
-            for name in names}
+    "Name of a control, or no outliers → `Comparison`: the group of that name minus it."
+    names = [control for control in ("no outliers", *_CONTROLS) if control in groups]
+    return {control: compare(groups[name], groups[control], statistic, score)
+            for control in names}
 
 # %% ../../nbs/reproduction/73_experiments.ipynb #774a3782
 def controls_tests(
@@ -72,15 +73,16 @@ def controls_tests(
     compare,            # from the chapter on claims
     score:str="msp",    # which score of the images
 ) -> dict:
-    "Name → `Comparison`: POE as drawn over each control; distilled over that and uncorrupted."
+    "Name → `Comparison`: POE as drawn over each control; distilled over that and each control."
     found = {}
     for statistic, what in dict(mean_auroc="AUROC", accuracy="accuracy").items():
-        against = _against_controls(groups, compare, statistic, score)
+        against = _against_controls(groups, "POE as drawn", compare, statistic, score)
         found |= {f"POE as drawn over {name}, {what}": c for name, c in against.items()}
     if "POE distilled" in groups:
-        for name in ("POE as drawn", "uncorrupted images"):
-            gain = compare(groups["POE distilled"], groups[name], "mean_auroc", score)
-            found[f"POE distilled over {name}, AUROC"] = gain
+        gain = compare(groups["POE distilled"], groups["POE as drawn"], "mean_auroc", score)
+        against = _against_controls(groups, "POE distilled", compare, "mean_auroc", score)
+        against = {"POE as drawn": gain} | against
+        found |= {f"POE distilled over {name}, AUROC": c for name, c in against.items()}
     return found
 
 # %% ../../nbs/reproduction/73_experiments.ipynb #b3f0efdb

@@ -177,7 +177,7 @@ def ood_texts(
 ) -> tuple:
     "Texts and marks of the table; the mean of a group of one set is left out, as it is the set."
     kin = {o for sets in frame.attrs["kin"].values() for o in sets}
-    alone = {g for g, some in frame.groupby("group") if some.ood.nunique() == 2} # and mean
+    alone = {g for g, some in frame.groupby("group") if some.ood.nunique() == 2} # a set, mean
     part = frame[~frame.ood.isin(alone - {"mean"})]
     words = {g: f"mean of {g.replace('mean', 'near and far')}" for g in PARTS}
     named = part.assign(ood=[words.get(o, f"{o}{' †' * (o in kin)} ({g})")
