@@ -524,7 +524,7 @@ def test_figures_after_the_command_was_killed(project, forked):
         shutil.rmtree(project/"figures")
         return made
     straight = finish("straight")
-    for place in ("figures/**/kernel.json", "killed/**/config.json"):
+    for place in ("figures/**/*.ipynb", "killed/**/config.json"):
         child, ends = begin("killed"), time.monotonic() + 300
         while not list(project.glob(place)) or len(kills.members(project)) < 2: assert time.monotonic() < ends and child.poll() is None; time.sleep(0.05)
         child.send_signal(signal.SIGKILL)

@@ -21,7 +21,7 @@ from trustdd.data.suites import is_kin, ood_group
 from trustdd.evaluation.ood_sets import load_ood_sets
 from trustdd.evaluation.report import Report
 from trustdd.networks.compute import compile_problem
-from trustdd.reproduction.artifacts import execute
+from trustdd.reproduction.execution import execute
 from trustdd.reproduction.atlas import make_items
 from trustdd.reproduction.cli import main
 from trustdd.reproduction.items import PaperItem

@@ -6,9 +6,8 @@
 __all__ = ['processes', 'cores', 'fresh_processes', 'in_processes', 'run_buffer']
 
 # %% ../../nbs/reproduction/58_jobs.ipynb #84bd3858
-import os, sys, tempfile
+import os
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 
 import torch
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from ..core.storage import runs_root
 from ..data.catalog import prepared
 from ..data.plugins import load_plugins
 from ..data.poe import outlier_pool
-from ..networks.compute import torch_threads
+from ..networks.compute import copying, torch_threads
 from ..distillation.buffers import (
     Buffer, buffer_name, experts_out_of_time, make_buffer, missing_experts)
 from ..distillation.trajectories import epochs_done
@@ -44,23 +43,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 # %% ../../nbs/reproduction/58_jobs.ipynb #7ef48efc
-_PRELOADED = ["torch._dynamo", "torch.utils.flop_counter", "sklearn.datasets", "sklearn.metrics"]
-_ROOM = 75 # bytes of $TMPDIR: a socket's name has 107, and multiprocessing adds 32
-
-def _context():
-    "A server that has imported much, where its socket can have a name; else each from nothing."
-    short = len(os.fsencode(tempfile.gettempdir())) <= _ROOM
-    if sys.platform != "linux" or not short: return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
-
 def fresh_processes(
     n:int,              # how many
     threads:int=None,   # CPU threads of each; torch's choice if None
 ) -> ProcessPoolExecutor:
     "An executor with processes that have done nothing yet."
-    return ProcessPoolExecutor(n, _context(), _begin, (threads, dict(os.environ)))
+    return ProcessPoolExecutor(n, copying(), _begin, (threads, dict(os.environ)))
 
 def _begin(threads, environment):
     "What a worker does first."
