@@ -18,12 +18,12 @@ from chapters import ROOT, chapters
 
 
 def text_of(cell):
-    "What a reader sees of a cell's outputs, pictures aside; error streams are not kept."
+    "What a reader sees of a cell's outputs, any picture in a word; error streams are not kept."
     parts = []
     for output in cell.get("outputs", []):
         if output.output_type == "stream" and output.name == "stdout": parts.append(output.text)
         data = output.get("data", {})
-        if "image/png" not in data: parts += [data.get("text/markdown") or data.get("text/plain", "")]
+        parts.append("a picture" if "image/png" in data else data.get("text/markdown") or data.get("text/plain", ""))
     return re.sub(r" at 0x[0-9a-f]+", "", "\n".join(parts))
 
 

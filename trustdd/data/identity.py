@@ -29,8 +29,8 @@ def have(
     "Can the set be loaded without a download? Raises `UserError` for a path that does not exist."
     if is_own(name): return True
     name, root, _ = resolve_name(name, root)
-    if name in SELECTIONS: name = SELECTIONS[name].dataset
-    if name in EMBEDDED: return True
+    if name in SELECTIONS: name = SELECTIONS[name].dataset # a part of another set
+    if name in EMBEDDED: return True # comes with the program
     return find_folder(name, root)[0] is not None or any((root/".download"/name).glob("*"))
 
 # %% ../../nbs/data/16_identity.ipynb #f45a7f31
@@ -47,7 +47,7 @@ def _way(name):
 def how_to_get(
     *names, # of data sets; perhaps with @SIZE
 ) -> str:
-    "For the reader: which sets are missing, and how to get them; empty without names."
+    "For the reader: how to get these sets, which are missing; empty without names."
     ways, sentences = {}, []
     for name in names:
         name, _, _ = resolve_name(name)
@@ -136,7 +136,7 @@ def image_identities(
     aux="",     # the auxiliary set; none if empty
     ood=(),     # names of OOD sets
     root=None,  # the data folder
-    **own,      # from `own_code`
+    **own,      # from `own_code`: hashes of methods and scores of your own
 ) -> dict:
     "What the images of an experiment are known by: dataset, aux, ood; only sets that are here."
     if not have(dataset, root): return {}
@@ -146,8 +146,8 @@ def image_identities(
     here = [n for n in ood if not n.startswith("corrupted-") and have(n, root)] # made of `dataset`
     by_set = {n: outside_identity(n, "test", shape, root) for n in here}
     kinds = [n.removeprefix("corrupted-") for n in ood if n.startswith("corrupted-")]
-    own = recorded(corruption=kinds).get("own", {}) # your own corruptions: by their source
-    by_set |= {k.replace("corruption ", "corrupted-"): h for k, h in own.items()}
+    code = recorded(corruption=kinds).get("own", {}) # your own corruptions: by their source
+    by_set |= {k.replace("corruption ", "corrupted-"): h for k, h in code.items()}
     return found | dict(ood=by_set) if by_set else found
 
 def other_images(

@@ -27,14 +27,15 @@ def _upright(image):
     except Exception: return image # the pixels are there; a viewer shows them as they are
     return ImageOps.exif_transpose(image) if turned else image
 
+_DEEP = ("PNG", "PPM") # in mode I, these formats have 16 bits
+
 def _pixels(image:Image.Image, side:int=None) -> np.ndarray:
     "A PIL image as uint8 (h, w) if grey, else (h, w, 3); cropped and resized to `side` if given."
+    if image.mode == "I" and image.format not in _DEEP:
+        raise ValueError("32-bit pixels; save it with 8 or 16 bits")
     image = _upright(image)
     if image.mode.startswith("I"):
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("32-bit pixels; save it with 8 or 16 bits")
-        image = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode == "F": raise ValueError("floating point pixels; save it with 8 or 16 bits")
     if image.mode in ("P", "PA"): image = image.convert("RGBA")
     image = image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")

@@ -26,7 +26,8 @@ def _arranged(what, x, dataset):
     c, h, w = dataset.shape
     got = tuple(x.shape[1:])
     if not len(x): raise UserError(f"{what}: there are none")
-    if got == (h, w, c) != (c, h, w): return x.permute(0, 3, 1, 2)
+    last = got == (h, w, c) and got != (c, h, w) # the channels
+    if last: return x.permute(0, 3, 1, 2)
     if c == 1 and got == (h, w): return x[:, None]
     if x.dtype == torch.uint8 and got in ((1, h, w), (3, h, w)): return to_channels(x, c)
     if got == (c, h, w): return x
@@ -150,9 +151,9 @@ def _without_names(dataset, data, classes):
     own = data not in all_published
     if order and not (own or numbered):
         return order, "of MTT" if data in IMAGENET_SUBSETS else "of the published data set"
-    if order or own and numbered:
+    if order or own and numbered: # published names in a set of your own, or numbers
         return [classes.index(c) for c in sorted(classes, key=by_number)], "of numbers"
-    others = (published_numbers(d, classes) for d in PUBLISHED)
+    others = (published_numbers(d, classes) for d in PUBLISHED) # names of another set?
     if own and all(o in (None, [*range(len(classes))]) for o in others):
         return [*range(len(classes))], "of the data set"
     whose = "MTT's order" if data in IMAGENET_SUBSETS else "the published order"
@@ -170,7 +171,7 @@ def _numbered(names):
     return words.pop(), [int(p[2]) for p in parts]
 
 def _by_number(found, data, classes):
-    "For each numbered folder its class: (order, whose); None if they count as labels do."
+    "For each numbered folder its class: (order, whose); None if as labels count, () if unknown."
     (word, numbers), k = _numbered(found), len(classes)
     if all(c.isdigit() for c in classes):
         mine = [int(c) for c in classes]

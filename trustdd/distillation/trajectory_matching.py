@@ -66,7 +66,7 @@ def _iterate(exp, state, student, buffer):
     speeds = dict(images="velocity", outliers="velocity_out", lr="velocity_lr")
     tried = {}
     for (name, rate), gradient in zip(rates.items(), gradients):
-        if name == "outliers" and not exp.distill_outliers: continue
+        if name == "outliers" and not exp.distill_outliers: continue # they stay as drawn
         speed = exp.momentum_img * getattr(state, speeds[name]) + gradient
         tried[speeds[name]] = speed
         tried[name] = getattr(state, name) - rate * speed
@@ -89,7 +89,7 @@ def _check_step(exp, state, loss, tried):
             f"or a smaller lr_alpha than {exp.lr_alpha}; {kept}")
     if not (0 < lr < _EXPLODES * exp.syn_lr):
         if lr != lr: what = "is not a number"
-        elif lr <= 0: what = f"became negative ({lr:.3g})"
+        elif lr <= 0: what = f"is not positive any more ({lr:.3g})"
         else: what = f"exploded ({lr:.3g})"
         raise FloatingPointError(
             f"the learned step size {what} in iteration {it}, before it was {before:.3g}; "
@@ -131,7 +131,7 @@ def trajectory_settings(
     ipc:int,        # images per class
     preset:str,     # smoke, quick, cifar, long or paper
 ) -> dict:
-    "The published fields of a data set (else of CIFAR-10) at this IPC or the next lower one."
+    "The preset's fields of a data set (else of CIFAR-10) at this IPC or the next lower one."
     table, experts = _SMALL[preset]
     name = str(dataset).split("@")[0]
     name = "imagenet" if name in IMAGENET_SUBSETS else name if name == "cifar100" else "cifar10"
