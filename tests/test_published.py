@@ -1,5 +1,6 @@
 "Fields that are added to experiments leave stored runs as they are: their names, their configuration, their sides."
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from trustdd.core.storage import project_root
 from trustdd.reproduction.run_store import is_finished
 from trustdd.reproduction.sides import side_folder
 
+sys.path.insert(0, str(project_root()/"tools"))
 STORE = project_root()/"published"
 RUNS = [c.parent for c in sorted(STORE.rglob("config.json")) if not {"networks", "unfinished"} & set(c.parts)]
 
@@ -49,3 +51,16 @@ def test_kept_notebooks_have_the_code_of_today():
     today = {p.stem.partition("_")[0]: code(p) for p in (project_root()/"nbs"/"paper").glob("*.ipynb")}
     kept = [p for preset in ("quick", "cifar", "long", "paper", "dm") for p in (project_root()/"figures"/preset/"notebooks").glob("*.ipynb")]
     assert len(kept) > 70 and not [p.relative_to(project_root()) for p in kept if code(p) != today[p.stem]]
+
+
+def test_the_picture_of_gains_shows_what_table_1_compares():
+    "The means of its points are the differences that Table 1 tests, which leaves kin out."
+    import draw_gains
+    for (preset, ipc), _ in draw_gains.PANELS.items():
+        table = draw_gains.gains(preset, ipc)
+        tests = {t["comparison"]: float(t["difference"]) for t in json.loads((project_root()/"figures"/preset/"tab01.json").read_text())["tests"]}
+        for kind, rows in table.groupby("outliers"):
+            assert len(rows) == len(draw_gains.ORDER) and ((rows.low < rows.gain) & (rows.gain < rows.high)).all()
+            assert rows[~rows.kin].gain.mean() == pytest.approx(tests[f"{kind.upper()} over DD, IPC {ipc}"], abs=0.051)
+    lines = [line for ax in draw_gains.picture().axes for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert len(lines) == 4 * len(draw_gains.ORDER)

@@ -149,7 +149,7 @@ def test_other_test_images_need_no_experts(experts, project, capfd):
 
 # --- a run that goes astray
 
-@pytest.mark.parametrize("words, said", [("--lr-alpha 6e-5", "step size negative lr_alpha 6e-05 syn_lr"), ("--lr-alpha 1e9", "step size lr_alpha 1000000000.0"), ("--lr-img 1e39", "pixels finite lr_img 1e+39"),
+@pytest.mark.parametrize("words, said", [("--lr-alpha 6e-5", "step size not positive lr_alpha 6e-05 syn_lr"), ("--lr-alpha 1e9", "step size lr_alpha 1000000000.0"), ("--lr-img 1e39", "pixels finite lr_img 1e+39"),
                                          ("--syn-lr 1e30", "parameters finite syn_lr 1e+30 syn_steps 3 lr_alpha")], ids=str)
 def test_diverging(fails, experts, words, said):
     "The checkpoint holds what was good, and asking again does not make anything of it."

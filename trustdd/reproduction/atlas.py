@@ -20,7 +20,7 @@ from ..core.storage import project_root, runs_root, writable
 from ..data.identity import listed_once
 from .artifacts import (
     keep_executed, notebooks_folder, outputs_of, stamp, up_to_date)
-from .execution import execute
+from .execution import copies, execute, kernel_ahead
 from .jobs import cores, processes
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #32745559
@@ -97,32 +97,40 @@ def _each(names, wanted, at_once, late):
         if name not in together: yield name, _tried(wanted[name], late())
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #76f46c43
-def _begin(workers):
-    "What a process that makes notebooks does first."
+def _begin(workers, variables, copied):
+    "What a process that makes a notebook does first."
+    if copied: kernel_ahead()
     end_with_parent()
-    os.environ.setdefault("TRUSTDD_WORKERS", str(workers))
+    os.environ.clear()
+    os.environ.update({"TRUSTDD_WORKERS": str(workers), **variables})
     install_signal_handlers()
 
 def _side_by_side(names, wanted, at_once, late):
     "As `_each`, in so many processes."
     from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from multiprocessing import get_context
     if not names: return
-    n = min(at_once, len(names))
-    workers = math.ceil(cores() / n)
-    pool = ProcessPoolExecutor(n, get_context("spawn"), _begin, (workers,))
-    waiting, jobs = list(names), {}
+    context, workers = copies(), math.ceil(cores() / min(at_once, len(names)))
+    copied = context.get_start_method() == "forkserver"
+    waiting, jobs, free = list(names), {}, []
+    def process():
+        first = workers, dict(os.environ), copied
+        return free.pop() if free else ProcessPoolExecutor(1, context, _begin, first)
     try:
         while waiting or jobs:
             while waiting and len(jobs) < at_once:
-                name = waiting.pop(0)
-                jobs[pool.submit(_tried, wanted[name], late())] = name
+                name, pool = waiting.pop(0), process()
+                jobs[pool.submit(_tried, wanted[name], late())] = name, pool
             for job in wait(jobs, return_when=FIRST_COMPLETED).done:
-                yield jobs.pop(job), job.result()
+                name, pool = jobs.pop(job)
+                if copied: pool.shutdown(wait=False) # a new copy costs little
+                else: free.append(pool)
+                yield name, job.result()
     except BaseException:
-        for process in list(pool._processes.values()): process.kill()
+        for _, pool in jobs.values():
+            for busy in list(pool._processes.values()): busy.kill()
         raise
-    finally: pool.shutdown(cancel_futures=True)
+    finally:
+        for pool in (*free, *(p for _, p in jobs.values())): pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #c4fd3806
 def _in_turn(name):
