@@ -181,6 +181,33 @@ def precision(preset):
     return "\n".join(lines)
 
 
+def seeds(preset):
+    "Each stored seed of DSA on CIFAR-10, one image per class: without outliers, POE as drawn and distilled."
+    from trustdd.core.experiment import Experiment, run_name
+    from trustdd.evaluation.bootstrap import paired_difference, signed
+    from trustdd.reproduction.run_store import Run
+    kinds = (dict(), dict(outliers="poe", distill_outliers=False), dict(outliers="poe"))
+    def stored_run(seed, kind):
+        exp = Experiment(preset=preset, dataset="cifar10", method="dsa", ipc=1, seed=seed, **kind)
+        folder = ROOT/"published"/run_name(exp)
+        return Run(exp, folder) if (folder/"report.json").exists() else None
+    found = {seed: [stored_run(seed, kind) for kind in kinds] for seed in range(3)}
+    found = {seed: runs for seed, runs in found.items() if all(runs)}
+    none, drawn, distilled = zip(*found.values())
+    def gain(a, b):
+        of = paired_difference(list(a), list(b), "mean_auroc")
+        return f"{signed(of.mean)} ({of.interval})"
+    lines = ["| seed | accuracy: DD, POE as drawn, distilled | mean AUROC: DD, as drawn, distilled | on MNIST | distilled over DD | distilled over as drawn |",
+             "|---|---|---|---|---|---|"]
+    for seed, runs in found.items():
+        mnist = [r.report.ood.query("ood == 'mnist' and score == 'msp' and metric == 'auroc'")["mean"].item() for r in runs]
+        values = ([r.report.accuracy_mean for r in runs], [r.report.mean_auroc()[0] for r in runs], mnist)
+        cells = [", ".join(f"{v:.1f}" for v in some) for some in values]
+        lines.append(f"| {' | '.join([str(seed), *cells, gain(runs[2:], runs[:1]), gain(runs[2:], runs[1:2])])} |")
+    lines.append(f"| all | | | | {gain(distilled, none)} | {gain(distilled, drawn)} |")
+    return "\n".join(lines)
+
+
 def processes():
     "Two processes against one."
     ranks = stored("ranks")
@@ -204,8 +231,8 @@ def own_images():
 
 
 SOURCES = dict(chapters=chapters, notebooks=chapter_table, commands=commands)
-RESULTS = dict(figures=figures, claims=claims, presets=presets, speed=speed, memory=memory, precision=precision, processes=processes,
-               atlas=atlas, own_images=own_images)
+RESULTS = dict(figures=figures, claims=claims, presets=presets, speed=speed, memory=memory, precision=precision, seeds=seeds,
+               processes=processes, atlas=atlas, own_images=own_images)
 MAKERS = SOURCES | RESULTS
 
 
