@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment, from_dict, run_name, to_dict
@@ -64,3 +65,4 @@ def test_the_picture_of_gains_shows_what_table_1_compares():
             assert rows[~rows.kin].gain.mean() == pytest.approx(tests[f"{kind.upper()} over DD, IPC {ipc}"], abs=0.051)
     lines = [line for ax in draw_gains.picture().axes for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert len(lines) == 4 * len(draw_gains.ORDER)
+    with Image.open(project_root()/"docs"/"gains.png") as kept: assert kept.text["Source"] == draw_gains.digest(), "python tools/draw_gains.py"
