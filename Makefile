@@ -54,7 +54,7 @@ check: setup ## do notebooks, package and README agree?
 
 test: export OMP_NUM_THREADS = 1
 ifeq ($(ONLY),)
-test: setup check ## all checks and all tests that need neither a GPU nor unpacked data; ONLY=poe,resume: one chapter, one test file
+test: setup ## all checks and all tests that need neither a GPU nor unpacked data; ONLY=poe,resume: one chapter, one test file
 	$(BIN)/python tools/all_tests.py
 else
 test: setup

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from configparser import ConfigParser
 from importlib.util import find_spec
@@ -274,13 +275,18 @@ def test_what_is_asked_for_alone_is_found():
     with pytest.raises(SystemExit, match="nosuch"): list(only.commands(ROOT, ["nosuch"]))
 
 
-@pytest.mark.parametrize("behind, before", [(0, 0), (1, 0), (0, 1)])
-def test_all_tests_pass_only_if_both_parts_do(capfdbinary, behind, before):
-    "And what the part behind said comes last, whatever its letters."
+@pytest.mark.parametrize("check, chapters, tests", [(0, 0, 0), (0, 0, 1), (0, 2, 0), (0, 2, 1)])
+def test_a_part_that_fails_fails_the_whole(capfdbinary, check, chapters, tests):
+    "And what the chapters said comes last, whatever its letters."
     def part(status, word): return [sys.executable, "-c", f"import sys; sys.stdout.buffer.write({word!r}); sys.exit({status})"]
-    assert all_tests.side_by_side(part(behind, b"behind \xff"), part(before, b"before ")) == (behind == before == 0)
+    assert all_tests.together(part(check, b""), part(chapters, b"chapters \xff"), part(tests, b"tests ")) == (chapters == tests == 0)
     out = capfdbinary.readouterr().out
-    assert out.startswith(b"before ") and out.endswith(b"behind \xff")
+    assert out.startswith(b"tests ") and out.endswith(b"chapters \xff")
+
+
+def test_a_disagreement_ends_the_tests():
+    began, wait, fail = time.monotonic(), [sys.executable, "-c", "import time; time.sleep(60)"], [sys.executable, "-c", "raise SystemExit(1)"]
+    assert not all_tests.together(fail, wait, wait) and time.monotonic() - began < 30
 
 
 @pytest.fixture(scope="module")

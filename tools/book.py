@@ -20,6 +20,7 @@ ROOT = pages.ROOT
 SOURCE, SITE = ROOT/"build"/"book"/"source", ROOT/"build"/"book"/"html"
 GUIDES = ("own-images", "distilled-sets", "command-line", "presets", "clusters", "speed", "differences")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.S)
+HIDDEN = re.compile(r"^#\|\s*(hide|default_exp)\b", re.M)
 LINK = re.compile(r'(\]\(|(?:src|href)=")([^)\s"#]+)')
 
 
@@ -136,20 +137,26 @@ class Book:
 
 
 def readable(nb):
-    "A notebook without nbdev's directives and hidden cells, and with its title first."
+    "A notebook without nbdev's directives and hidden cells (but for imports), and with its title first."
     nb = copy.deepcopy(nb)
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    nb.cells = [c for c in nb.cells if c.source.strip() and not re.search(r"^#\|\s*(hide|default_exp)\b", c.source, re.M)]
-    for cell in nb.cells:
+    nb.cells = [c for c in nb.cells if c.source.strip() and (only_imports(c.source) or not HIDDEN.search(c.source))]
+    for cell, after in zip(nb.cells, [*nb.cells[1:], None]):
         if cell.cell_type != "code": continue
-        words = re.findall(r"^#\|\s*([\w-]+)(?::\s*(\w+))?", cell.source, re.M)
+        words = re.findall(r"^#\|\s*([\w-]+)(?::\s*(.+?))?\s*$", cell.source, re.M)
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
         cell.outputs = [] if ("output", "false") in words else [o for o in cell.outputs if o.get("name") != "stderr"]
         tags = ["remove-input"] if ("echo", "false") in words else ["hide-input"] if only_imports(cell.source) else []
-        cell.metadata = {"tags": tags}
+        cell.metadata = {"tags": tags, "mystnb": {"image": {"alt": dict(words).get("fig-alt") or caption(after)}}}
     titles = [c for c in nb.cells if c.cell_type == "markdown" and c.source.startswith("# ")]
     for first in titles[:1]: nb.cells = [first, *(c for c in nb.cells if c is not first)]
     return nb
+
+
+def caption(cell):
+    "What a picture shows, in the words of the cell after it if that is a caption."
+    said = re.match(r"\*([^*].*?)\*\s*$", cell.source, re.S) if cell else None
+    return re.sub(r"\[(.*?)\]\(.*?\)|\s+", lambda m: m[1] or " ", said[1]) if said else "what the code above draws"
 
 
 def only_imports(source):

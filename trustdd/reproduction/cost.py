@@ -70,7 +70,7 @@ def _two(source):
 # %% ../../nbs/reproduction/65_cost.ipynb #5278b5ab
 def distilling(
     exp:Experiment,     # what to distil, by dc or dsa
-    iterations:int=0,   # how many of them to time at most; 0 for all
+    iterations:int=0,   # how many to time at most (two or more); 0: all
     device="cpu",       # where to compute
     root=None,          # where data sets are
 ) -> dict:
