@@ -8,6 +8,7 @@ __all__ = ['project_root', 'data_root', 'runs_root', 'cache_file', 'commit', 'at
 
 # %% ../../nbs/core/03_storage.ipynb #477eb40a
 import glob, hashlib, json, os, re, secrets, stat, subprocess, tempfile, zlib
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def project_root(
     return next((p for p in places if _is_project(p)), here)
 
 def _is_project(folder):
-    "Has it a `settings.ini` with the name of this project?"
+    "Does it have a `settings.ini` with the name of this project?"
     file = folder/"settings.ini"
     try: text = regular_file(file).read_text(encoding="utf-8", errors="replace")
     except (OSError, UserError): return False
@@ -64,7 +65,7 @@ def cache_file(
 
 # %% ../../nbs/core/03_storage.ipynb #230f1744
 def commit() -> str:
-    "The project's git commit, with + if the package differs; the version without a repository."
+    "The project's git commit, with + if the package differs; without a repository, the version."
     import trustdd
     root = project_root(Path(trustdd.__file__).parent)
     def git(*words):
@@ -101,8 +102,7 @@ def _write_beside(path, parts, mode):
         raise
 
 def _remove(path):
-    try: path.unlink(missing_ok=True)
-    except OSError: pass
+    with suppress(OSError): path.unlink(missing_ok=True)
 
 # %% ../../nbs/core/03_storage.ipynb #43bc14ee
 def _hold(f) -> bool:
@@ -113,10 +113,8 @@ def _hold(f) -> bool:
 def _sweep(path):
     "Remove the halves of this file that killed processes left; an empty one is just being begun."
     for half in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        try:
-            with open(half, "r+b") as f:
-                if half.stat().st_size and _hold(f): _remove(half)
-        except OSError: pass
+        with suppress(OSError), open(half, "r+b") as f:
+            if half.stat().st_size and _hold(f): _remove(half)
 
 # %% ../../nbs/core/03_storage.ipynb #d5b94275
 def atomic_write(
@@ -130,7 +128,7 @@ def atomic_write(
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         _write_beside(path, data if isinstance(data, list) else [data], mode)
-    except (OSError, ValueError) as e: # of values, a name with a NUL, or one without an encoding
+    except (OSError, ValueError) as e: # ValueError: a name with NUL, or one that cannot be encoded
         why = getattr(e, "strerror", None) or e
         raise e if isinstance(e, UserError) else UserError(f"cannot write {path}: {why}") from e
 
@@ -178,6 +176,7 @@ def write_safetensors(
     atomic_write(path, [len(head).to_bytes(8, "little"), head, data[size:]])
 
 # %% ../../nbs/core/03_storage.ipynb #d43184c5
+_AGAIN = "delete it, and make it or copy it again"
 def read_safetensors(path) -> tuple[dict, dict]:
     "All tensors and metadata of a safetensors file; `UserError` if it is missing or damaged."
     try: there = Path(path).is_file()
@@ -188,12 +187,12 @@ def read_safetensors(path) -> tuple[dict, dict]:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             metadata = dict(sorted((f.metadata() or {}).items()))
     except Exception as e:
-        raise UserError(f"{path} is cut short or is not a safetensors file ({e})") from None
+        said = f"{path} is cut short or is not a safetensors file ({e})"
+        raise UserError(f"{said}; if it should be one, {_AGAIN}") from None
     said = metadata.pop(_CHECKSUM, None)
     renamed = said is None and any(re.fullmatch("[0-9a-f]{64}", v) for v in metadata.values())
     if renamed or said is not None and said != _content(tensors, metadata):
-        raise UserError(f"{path} is damaged: its content does not fit its checksum; "
-                        "delete it, and make it or copy it again")
+        raise UserError(f"{path} is damaged: its content does not fit its checksum; {_AGAIN}")
     return tensors, metadata
 
 # %% ../../nbs/core/03_storage.ipynb #33cb3be3
