@@ -12,7 +12,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 PANELS = {("paper", 1): "paper's scale, 1 image per class", ("cifar", 10): "preset cifar, 10 images per class"}
 ORDER = ("cifar100", "tinyimagenet-test-no-cifar10", "textures", "places365", "lsun", "mnist", "notmnist")
-NAMES = dict(zip(ORDER, ("CIFAR-100", "TinyImageNet", "Textures", "Places", "LSUN", "MNIST", "notMNIST")))
+NAMES = dict(zip(ORDER, ("CIFAR-100 (near)", "TinyImageNet (near)", "Textures", "Places", "LSUN", "MNIST", "notMNIST")))
 
 
 def gains(preset, ipc):
@@ -32,7 +32,7 @@ def picture():
     "Both panels."
     import matplotlib.pyplot as plt
     from trustdd.reproduction.figures import label, series_style
-    fig, panels = plt.subplots(1, len(PANELS), figsize=(9, 3.2), sharey=True, layout="constrained")
+    fig, panels = plt.subplots(1, len(PANELS), figsize=(9, 3.2), sharex=True, sharey=True, layout="constrained")
     for ax, (asked, title) in zip(panels, PANELS.items()):
         for shift, (kind, rows) in zip((-.12, .12), gains(*asked).groupby("outliers")):
             colour = series_style(kind)["color"]

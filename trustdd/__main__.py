@@ -18,9 +18,9 @@ def main() -> int:
     "Run the command that the words of the process ask for; returns its exit status."
     before = signal.getsignal(signal.SIGINT)
     if before == signal.default_int_handler: signal.signal(signal.SIGINT, _interrupted)
-    from trustdd.reproduction.cli import main
+    from trustdd.reproduction.cli import main as command
     if before == signal.default_int_handler: signal.signal(signal.SIGINT, before)
-    return main()
+    return command()
 
 # %% ../nbs/reproduction/87_main.ipynb #7c1e40ab
 def start():
@@ -35,4 +35,4 @@ def start():
     sys.exit(status[0])
 
 # %% ../nbs/reproduction/87_main.ipynb #623b5052
-if __name__ == "__main__" and __package__: start()
+if __name__ == "__main__" and __package__: start() # not in this notebook, which has no package

@@ -91,7 +91,7 @@ def report_from_logits(
     logits:Logits,
     scores:dict=SCORES, # name -> function: logits (n, k) -> scores (n,), higher = more InD
 ) -> Report:
-    "The report of cached logits: accuracy, OOD detection, errors and calibration."
+    "The report of kept logits: accuracy, OOD detection, errors and calibration."
     nets, y, about = logits.values["in"], logits.labels, logits.about
     exp = about.get("experiment", {})
     errors = [misclassification(z, y) for z in nets]
