@@ -69,6 +69,17 @@ def test_a_chapter_is_made_readable():
     assert not made.cells[-1].outputs and len(nb.cells) == 6 and nb.cells[-1].outputs
 
 
+def test_hidden_imports_stay_and_pictures_have_a_text():
+    code, words = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    nb = nbformat.v4.new_notebook(cells=[
+        code("#| hide\nimport a"), code("#| hide\nimport a\na.b()"), code("draw()"), words("*A [cat](cat.md),\nasleep.*"),
+        code("#| fig-alt: two dogs: awake \ndraw()"), words("*One* cat and *two*"), code("draw()")])
+    made = book.readable(nb).cells
+    assert [c.source for c in made if c.cell_type == "code"] == ["import a", "draw()", "draw()", "draw()"]
+    alts = [c.metadata.mystnb["image"]["alt"] for c in made if c.cell_type == "code"]
+    assert alts[1:] == ["A cat, asleep.", "two dogs: awake", "what the code above draws"]
+
+
 def test_the_book_is_laid_out_without_a_dead_link(tmp_path, monkeypatch):
     "Every page is there, with its links; laid out again, no file is written again."
     monkeypatch.setattr(book, "SOURCE", tmp_path)

@@ -3,6 +3,7 @@
 Many tests of tests/ wait: for a process to end, for a lock, for a clock. The other two use the cores meanwhile.
 A disagreement ends everything at once. What the notebooks say is shown at the end, so that no line is in the middle of another.
 """
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ def together(check, chapters, tests):
     with tempfile.TemporaryFile() as said, subprocess.Popen(tests, cwd=ROOT) as first:
         try:
             if subprocess.run(check, cwd=ROOT).returncode:
-                first.terminate()
+                first.send_signal(signal.SIGINT) # so that pytest ends what it has started
                 return False
             second = subprocess.Popen(chapters, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
             try:

@@ -155,7 +155,7 @@ def readable(nb):
 
 def caption(cell):
     "What a picture shows, in the words of the cell after it if that is a caption."
-    said = re.match(r"\*([^*].*?)\*\s*$", cell.source, re.S) if cell else None
+    said = re.match(r"\*([^*]+)\*\s*$", cell.source) if cell else None
     return re.sub(r"\[(.*?)\]\(.*?\)|\s+", lambda m: m[1] or " ", said[1]) if said else "what the code above draws"
 
 
