@@ -5,7 +5,7 @@
 import argparse, json, os, re, sys, tempfile, time
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent)) # the package of this checkout, installed or not
@@ -45,7 +45,7 @@ class Case:
     plain:object        # () -> {what: tensor}, the same
     allowed:dict        # what -> the largest difference, relative to the largest value
     work:float=None     # floating-point operations of one call that are certain; None: not about arithmetic
-    compiled:bool=False # does the first call of `ours` compile?
+    compiled:object=lambda: False # () -> does the first call of `ours` compile? Asked only where it is called
     per_call:int=1      # how many units, such as epochs, a call does
 
 
@@ -73,14 +73,13 @@ def outer(preset, quick, device, precision="float32", method="dsa"):
     "One matching step, of gradients or (dm) of embeddings: all classes, then all outlier slots, from the start."
     exp, data, pool, begin, net = stage(preset, "poe", quick, device, method)
     matching, plain_step = find_method(method), plain.embedding_step if method == "dm" else plain.outer_step
-    compiled_net, twin = matching.faster(exp, data, net), deepcopy(net)
-    fast = in_precision(compiled_net, precision, device)
+    compiled_net, twin = cache(lambda: matching.faster(exp, data, net)), deepcopy(net)
     draws = lambda purpose: lambda c: stream(exp.seed, purpose, 0, 0, c)
     whole = data.normalise(data.images, device)
     corrupted = [pool.draw(c, exp.batch_real, draws("outliers")(c)) for c in range(CLASSES)]
 
     def ours():
-        state = deepcopy(begin)
+        state, fast = deepcopy(begin), in_precision(compiled_net(), precision, device)
         for side in (image_side(exp, data, state), outlier_side(exp, pool, state)):
             match_side(exp, side, net, fast, 0, 0, matching.compare)
         return outcome(state.images, state.outliers)
@@ -105,7 +104,7 @@ def outer(preset, quick, device, precision="float32", method="dsa"):
     if precision != "float32": allowed = {"images": 1e-2, "outliers": 1e-2, "step of the images": 0.5, "step of the outliers": 0.5}
     work = work_of(net, 2 * CLASSES * (exp.batch_real + exp.ipc))
     if method == "dm": work = work_of(net, 2 * CLASSES * (exp.batch_real + 2 * exp.ipc), backward=False) # real images pass forward only
-    return Case(name, ours, plainly, allowed, work, compiled_net not in (net, net.body))
+    return Case(name, ours, plainly, allowed, work, lambda: compiled_net() not in (net, net.body))
 
 
 def training(preset, outliers, quick, device, precision="float32"):
@@ -113,8 +112,7 @@ def training(preset, outliers, quick, device, precision="float32"):
     exp, _, _, syn, net = stage(preset, outliers, quick, device)
     epochs, twin, n = 2 if quick else dict(paper=4, cifar=10)[preset], deepcopy(net), len(syn.images) + len(syn.outliers)
     short = quick and not exp.outliers_per_slot # of the tiny sizes one line is compiled
-    compiled_net = compiled(net, SHAPE, n if short else exp.n_nets * exp.epochs * n)
-    fast = in_precision(compiled_net, precision, device)
+    compiled_net = cache(lambda: compiled(net, SHAPE, n if short else exp.n_nets * exp.epochs * n))
     labels = torch.arange(CLASSES, device=device).repeat_interleave(exp.ipc)
 
     def trained(model, one_epoch):
@@ -126,7 +124,7 @@ def training(preset, outliers, quick, device, precision="float32"):
     def our_epoch(optimizer, generator):
         def batches(epoch):
             return training_batches(syn.images, labels, syn.outliers, generator, exp, exp.batch_eval)
-        fit(fast, optimizer, batches, 1, exp.lam)
+        fit(in_precision(compiled_net(), precision, device), optimizer, batches, 1, exp.lam)
 
     order, order_out, steps = [], [], -(-len(syn.images) // exp.batch_eval)
     loader_in = plain.loader(syn.images, labels, order=order, batch=exp.batch_eval)
@@ -141,7 +139,7 @@ def training(preset, outliers, quick, device, precision="float32"):
     name = f"train-{preset}{tail}{BESIDE[precision]}: one epoch on {len(syn.images)} images{beside}, width {exp.width}"
     ours, plainly = partial(trained, net, our_epoch), partial(trained, twin, plain_epoch)
     allowed = {"weights": 1e-3 if precision == "float32" else 5e-2}
-    return Case(name, ours, plainly, allowed, work_of(net, epochs * n), compiled_net is not net, epochs)
+    return Case(name, ours, plainly, allowed, work_of(net, epochs * n), lambda: compiled_net() is not net, epochs)
 
 
 def evaluation(preset, quick, device):
@@ -203,13 +201,14 @@ def made_case(name, asked, scratch):
 
 
 def begin_ours(name, asked, scratch, threads):
-    "In the process of our side, where freed memory is kept as in every run of the package: seconds of a first call, which compiles."
+    "In the process of our side, where freed memory is kept as in every run of the package: (seconds of a first call, did it compile?)."
     torch.set_num_threads(threads)
     tf32(False)
     keep_memory()
     torch.compiler.reset()
     OURS["case"] = made_case(name, asked, scratch)
-    return timed(OURS["case"].ours, asked.device)[0]
+    compiles = OURS["case"].compiled()
+    return timed(OURS["case"].ours, asked.device)[0], compiles
 
 
 def again_ours(device):
@@ -221,8 +220,9 @@ def again_ours(device):
 def measure(name, asked, scratch, beside):
     "(row with operations per second for its share, differences, those not allowed): one call of ours first, in its process `beside`, then both sides in turn, the best of `repeats`."
     case, device = made_case(name, asked, scratch), asked.device
-    print(f"    {case.name}{' (compiling first)' * case.compiled}", flush=True)
-    first, times = beside.submit(begin_ours, name, asked, scratch, torch.get_num_threads()).result(), []
+    print(f"    {case.name}", flush=True)
+    (first, compiles), times = beside.submit(begin_ours, name, asked, scratch, torch.get_num_threads()).result(), []
+    if compiles: print(f"    compiled, first call {first:.4g} s", flush=True)
     for i in range(asked.repeats):
         (a, made), (b, made_plainly) = beside.submit(again_ours, device).result(), timed(case.plain, device)
         times.append((a, b))
@@ -231,7 +231,7 @@ def measure(name, asked, scratch, beside):
     print(f"    largest difference {max(found.values()):.2g} ({max(found, key=found.get)})", flush=True)
     best, best_plain = (min(t) for t in zip(*times))
     row = dict(name=case.name, ours_s=best / case.per_call, plain_s=best_plain / case.per_call, ratio=best_plain / best,
-               share_of_gemm=case.work and case.work / best, compile_s=max(0.0, first - best) if case.compiled else None)
+               share_of_gemm=case.work and case.work / best, compile_s=max(0.0, first - best) if compiles else None)
     return row, found, too_different(case.name, case.allowed, found)
 
 

@@ -1,5 +1,5 @@
 """What every line of the benchmark needs: pictures, clocks, memory, fresh processes, the table, and the files of results."""
-import json, multiprocessing, os, platform, sys, time
+import json, os, platform, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
@@ -11,7 +11,7 @@ from PIL import Image
 import history
 from trustdd.core.randomness import stream
 from trustdd.core.storage import atomic_write, commit, data_root
-from trustdd.networks.compute import flops
+from trustdd.networks.compute import copying, flops
 
 HERE, SHAPE, CLASSES = Path(__file__).resolve().parent, (3, 32, 32), 10
 
@@ -104,8 +104,10 @@ def _kilobytes(path, field):
 
 
 def another_process():
-    "An executor with a process of its own, which starts with the first call and has done nothing else."
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    "An executor with a process of its own, which starts with the first call and has done nothing else but import torch; where that is possible, it is a copy of one that has."
+    context = copying()
+    context.set_forkserver_preload(["torch"]) # what else is imported counts as memory of the work that needs it
+    return ProcessPoolExecutor(1, mp_context=context)
 
 
 def alone(name, work, *args):
