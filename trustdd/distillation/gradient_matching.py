@@ -36,7 +36,7 @@ def _matching_step(
     omega,              # omega(c): its augmentation
     loss,               # loss(c): its loss function
     exp:Experiment,     # lr_img, momentum_img, metric
-    compare=None,       # what to match: `match`, or a function with its arguments
+    compare=None,       # instead of `match`: a function with the same arguments
 ) -> torch.Tensor:
     "Match every class once and move all of `syn` by one SGD step; the mean distance over classes."
     n_classes = net.head.out_features
@@ -84,7 +84,7 @@ def match_side(
     net, fast,      # the network, and its possibly compiled twin
     iteration:int,  # numbers from 0
     step:int,
-    compare=None,   # what to match: `match`, or a function with its arguments
+    compare=None,   # instead of `match`: a function with the same arguments
 ) -> torch.Tensor:
     "One matching step of one side; the mean distance over its classes or slots."
     def draws(name, c): return stream(exp.seed, name, iteration, step, c)
@@ -119,7 +119,7 @@ def _iterate(
     net, fast,              # the network, and its possibly compiled twin; changed in place
     device="cpu",           # where they are
     sides=("images", "outliers"), # which of them move; the other stays as it is
-    compare=None,           # what to match: `match`, or a function with its arguments
+    compare=None,           # instead of `match`: a function with the same arguments
 ):
     "One iteration of gradient matching (Zhao et al. 2021; with outliers, Ma et al. 2024)."
     it = state.iteration
