@@ -158,7 +158,7 @@ def _state(name, notebook, parameters, out) -> str:
     return "up to date" if up_to_date(name, notebook, parameters, out) else "stale"
 
 def status_of(
-    preset:str="quick", # smoke, quick, cifar or paper
+    preset:str="quick", # smoke, quick, cifar, long or paper
     only=(),            # names such as fig02, tab01; all if empty
     runs=None,          # the run store
     out=None,           # folder of the results; figures/PRESET if None
