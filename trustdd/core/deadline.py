@@ -19,6 +19,10 @@ from filelock import Timeout
 from .checks import UserError
 
 # %% ../../nbs/core/05_deadline.ipynb #195745eb
+# what the environment holds: the deadline, the file, whether a step is done, the clocks
+_DEADLINE, _STOP, LAPPED = "TRUSTDD_DEADLINE", "TRUSTDD_STOP", "TRUSTDD_LAPPED"
+_CLOCK, _ASKED = "TRUSTDD_CLOCK", "asked"
+
 def _stop_requested() -> bool:
     "Has this process, or one whose environment it shares, been asked to stop?"
     stop = os.environ.get(_STOP)
@@ -42,9 +46,6 @@ def _now() -> float:
     return time.monotonic() + float(ahead) if machine == _machine() else time.time()
 
 # %% ../../nbs/core/05_deadline.ipynb #8b5dca9a
-_DEADLINE, _STOP, LAPPED = "TRUSTDD_DEADLINE", "TRUSTDD_STOP", "TRUSTDD_LAPPED"
-_CLOCK, _ASKED = "TRUSTDD_CLOCK", "asked"
-
 class OutOfTime(Exception):
     "The time is over; everything done is kept, and the same call goes on from there."
 
@@ -86,7 +87,7 @@ class StepTimer:
         self.known, self.recent, self.began = known, deque(maxlen=5), None
 
     def next(self) -> bool:
-        "Is there time for another step? If not, keep what is done and raise `OutOfTime`."
+        "Is there time for another step? If not, the caller saves its work and raises `OutOfTime`."
         now = time.monotonic()
         if self.began is not None:
             self.recent.append(now - self.began)
@@ -142,7 +143,7 @@ def _nothing(): "There is no handler to undo."
 @contextmanager
 def time_budget(
     seconds:float=None, # for the work inside; None: only a signal or an earlier deadline ends it
-    used:float=0.,      # how many of them are over
+    used:float=0.,      # how many of them have passed already
 ):
     "Inside, long work stops before the time is over, or after SIGTERM, and raises `OutOfTime`."
     if seconds is not None and not 0 < seconds < math.inf:
@@ -212,7 +213,7 @@ def process_age() -> float:
 
 # %% ../../nbs/core/05_deadline.ipynb #0da2f744
 def end_with_parent(
-    number:int=None, # the process worked for, where `multiprocessing` did not start this one
+    number:int=None, # id of the process worked for, if `multiprocessing` did not start this one
 ):
     "From now on this process ends when the one that it works for is gone."
     parent, started_by = multiprocessing.parent_process(), os.getppid()
@@ -224,7 +225,7 @@ def end_with_parent(
     threading.Thread(target=watch, daemon=True, name="end with parent").start()
 
 def _exists(number):
-    "Is there a process of this number?"
+    "Is there a process with this id?"
     try: os.kill(number, 0)
     except ProcessLookupError: return False
     except OSError: pass # it is somebody else's

@@ -166,7 +166,7 @@ def require_same(
 # %% ../../nbs/core/06_distributed.ipynb #6e683145
 @contextmanager
 def main_process_first():
-    "First one process of each machine is inside, then the others; none may wait for another there."
+    "First one process per machine is inside, then the others; inside, none may wait for another."
     if world_size() == 1:
         yield
         return
@@ -230,8 +230,8 @@ def local_device(
                         "with 'cuda' each takes a GPU of its own, with 'cpu' they share the cores")
     local = _asked("LOCAL_RANK")
     if local >= here:
-        raise UserError(f"process {rank()} is number {local + 1} on a machine with {here} GPUs; "
-                        f"start one each (torchrun --nproc-per-node {here}), "
+        raise UserError(f"process {rank()} is number {local + 1} on a machine with {here} GPU"
+                        f"{'s' * (here != 1)}; start one each (torchrun --nproc-per-node {here}), "
                         "or choose device = 'cpu'")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

@@ -181,7 +181,7 @@ def experiment_with(
     return Experiment(**fields | {k: v for k, v in also.items() if k in names})
 
 # %% ../../nbs/core/07_experiment.ipynb #3d86331b
-# not written where it is this
+# fields added later, with their defaults; not written if equal to these
 _LATER = dict(label_smoothing=0.0, outlier_draw=0, precision="float32")
 
 def to_dict(exp:Experiment) -> dict:

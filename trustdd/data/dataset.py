@@ -39,7 +39,7 @@ def stratify(
     seed:int,       # of the draw
     *key,           # what the draw is for
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    "Two sorted index tensors, with a random `fraction` of every class of 2 or more in the second."
+    "Two sorted index tensors; the second has a random `fraction` of each class of two or more."
     kept, held = [], []
     for c in labels.unique().tolist():
         members = (labels == c).nonzero().flatten()

@@ -120,7 +120,7 @@ def _walk(folder, keep=(), inside="", above=()):
     for e in _entries(folder):
         try: s = e.stat()
         except OSError as error:
-            link = " is a link that leads nowhere" if e.is_symlink() else ""
+            link = ", a link that leads nowhere" if e.is_symlink() else ""
             raise UserError(f"cannot read {e.path}{link}: {error.strerror}") from error
         if not stat.S_ISDIR(s.st_mode): yield inside + e.name, s
         elif inside or not keep or e.name in keep:

@@ -46,7 +46,7 @@ def default_aux(dataset) -> str:
     return _DEFAULT_AUX.get(plain_name(dataset), "skimage-photos")
 
 def usual_auxes(dataset) -> tuple[str, ...]:
-    "The same, and before it changed: what a stored run that names none may have learned from."
+    "`default_aux` and former defaults: what a stored run that names no set may have learned from."
     return default_aux(dataset), *_FORMER_AUX
 
 def usual_note(
@@ -107,7 +107,7 @@ def is_kin(
     aux="",         # the auxiliary set of oe
     corruptions=(), # the corruptions of poe
 ) -> bool:
-    "Is an OOD set so like the outliers a network learned from that it proves nothing for them?"
+    "Is an OOD set so like the outliers a network learned from that a gain on it proves nothing?"
     if outliers == "oe": return collection(name) == collection(aux)
     if outliers != "poe": return False
     plain = plain_name(name)
