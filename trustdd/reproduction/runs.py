@@ -218,7 +218,7 @@ def _compute_all(missing, runs, workers, device, root, progress):
     in_processes(_one, tasks, processes(len(tasks), workers), "runs", progress)
 
 def _work(exp):
-    "How long distilling takes, roughly: pixels times steps; a method may have neither."
+    "How long distilling takes, roughly: images of a class times steps; 0 without iterations."
     steps = getattr(exp, "outer", None) or getattr(exp, "syn_steps", 1)
     return (exp.ipc + exp.outliers_per_slot) * getattr(exp, "iterations", 0) * steps
 
