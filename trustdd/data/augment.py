@@ -90,15 +90,15 @@ def _shift(u, side):
 def _crop(x, u, v):
     "Shift `x` (n,C,H,W) by fractions `u` (rows) and `v` (columns), (1,) or (n,); zeros come in."
     b, c, h, w = x.shape
-    down, right = _shift(u, h), _shift(v, w)
+    up, left = _shift(u, h), _shift(v, w)
     if len(u) == 1:
-        d, r = down.item(), right.item()
-        return F.pad(x, (-r, r, -d, d))
-    a, d = int(0.125 * h + 0.5), int(0.125 * w + 0.5)
-    x = F.pad(x, (d, d, a, a))
-    rows = torch.arange(h, device=x.device) + a + down[:, None]
-    cols = torch.arange(w, device=x.device) + d + right[:, None]
-    x = x.gather(2, rows[:, None, :, None].expand(b, c, h, w + 2*d))
+        up, left = up.item(), left.item()
+        return F.pad(x, (-left, left, -up, up))
+    most_up, most_left = int(0.125 * h + 0.5), int(0.125 * w + 0.5)
+    x = F.pad(x, (most_left, most_left, most_up, most_up))
+    rows = torch.arange(h, device=x.device) + most_up + up[:, None]
+    cols = torch.arange(w, device=x.device) + most_left + left[:, None]
+    x = x.gather(2, rows[:, None, :, None].expand(b, c, h, x.shape[3]))
     return x.gather(3, cols[:, None, None, :].expand(b, c, h, w))
 
 # %% ../../nbs/data/17_augment.ipynb #60e0f4c6

@@ -104,7 +104,7 @@ def _repr_png_(self:DistilledSet):
 
 # %% ../../nbs/data/23_distilled_set.ipynb #34f21aa2
 def _pairs(syn, outliers:bool) -> torch.utils.data.TensorDataset:
-    "Images and labels, then outliers with -1 for each number of a label."
+    "Images and labels, then outliers with the label -1; if labels are soft, a row of -1."
     n = len(syn.outliers) if outliers else 0
     x = torch.cat([syn.images, syn.outliers[:n]])
     y = syn.labels if syn.soft is None else syn.soft

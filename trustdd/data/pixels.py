@@ -45,8 +45,8 @@ def as_pixels(
     if not len(images): raise UserError("images: none were given")
     if isinstance(images, (list, tuple)):
         dims = [getattr(part, "ndim", 1) for part in images]
-        if dims != [4, 1]: return _decoded(images, shape)
-        images = images[0] # beside them are their labels
+        if dims != [4, 1]: return _decoded(images, shape) # files or PIL images
+        images = images[0] # of a pair; beside them are their labels
     x = torch.as_tensor(images).detach().cpu()
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel():
         raise UserError(f"images of shape {tuple(x.shape)}: needed is (n, 1 or 3, H, W)")
