@@ -23,7 +23,7 @@ from .starting_images import (
 # %% ../../nbs/distillation/35_coresets.ipynb #b9c16b60
 @dataclass(frozen=True)
 class RandomSettings(Settings):
-    "Real images as drawn."
+    "What is drawn."
     init:str="real" # real images, or noise
 
     def check(self, exp): check_choice("init", self.init, ("real", "noise"))

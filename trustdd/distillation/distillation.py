@@ -185,7 +185,7 @@ def _resume(exp, device, checkpoint):
 
 # %% ../../nbs/distillation/40_distillation.ipynb #933f8451
 def _run(exp, dataset, pool, device, options, checkpoint, every, on_step, progress):
-    "The finished state, and for its provenance the number of threads, and how networks passed."
+    "The finished state; for its provenance threads, and whether networks were compiled."
     method, before = find_method(exp.method), torch.get_num_threads()
     if not method.iterates: return method.start(exp, dataset, pool, device), dict(threads=before)
     state, threads = _resume(exp, device, checkpoint) or (
