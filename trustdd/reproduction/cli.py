@@ -70,7 +70,7 @@ class Paper(Command):
 
 # %% ../../nbs/reproduction/86_cli.ipynb #f6e45f50
 def _parameters(paper:Paper, fields:dict) -> dict:
-    "What every notebook is given beside its places."
+    "What every notebook is given beside the preset and the folders."
     own = {k: getattr(paper, k) for k in ("dataset", "ipc", "seeds", "methods", "controls")
            if getattr(paper, k)}
     if paper.dataset: own["dataset"] = absolute_name("dataset", paper.dataset)
@@ -106,7 +106,7 @@ def _show_gallery(done, out, runs):
 @dataclass(frozen=True)
 class Status(Command):
     "Show which figures and tables are up to date, and what `trustdd paper` would do."
-    preset:str="quick"              # smoke, quick, cifar or paper
+    preset:str="quick"              # smoke, quick, cifar, long or paper
     only:tuple[str, ...]=()         # names such as fig02,tab01; all of them
     runs:str|None=None              # the run store; runs/ in the project
     out:str|None=None               # where they are; figures/PRESET in the project
@@ -160,7 +160,7 @@ class Explain(Command):
 # %% ../../nbs/reproduction/86_cli.ipynb #2d9c4c2d
 _LATE = 75 # EX_TEMPFAIL of sysexits.h
 def _from(module:str, names:str) -> dict:
-    "Commands of another chapter by their names, which this one need not import to say its own."
+    "Name → class of the commands in another chapter's module."
     module = import_module(f"trustdd.reproduction.{module}")
     return {name.lower(): getattr(module, name) for name in names.split()}
 

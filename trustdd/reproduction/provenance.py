@@ -211,7 +211,7 @@ class Trace:
     "A number and what is behind it; as text, a page to read."
     cell:Cell
     sources:list            # the runs behind it
-    how:str                 # which of the entry's
+    how:str                 # how many of the runs of its figure or table these are, in words
     values:object           # report → one value for each network, or None
     again:object            # the number computed once more, or None
     agrees:object           # True, False, or None if it could not be computed

@@ -226,7 +226,7 @@ class Compare(Work):
     by:str="trust"                  # trust (AUROC over near and far sets) or accuracy
     ood:tuple[str, ...]|None=None   # OOD test sets; those of the first set's experiment
     full:bool=False                 # networks trained on all images as well
-    runs:str|None=None              # run store of the references; runs/ of the project
+    runs:str|None=None              # run store for --full; runs/ of the project
 
     def run(self, fields) -> int:
         "Prints the ranking, and where the page is."
