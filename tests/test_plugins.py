@@ -65,7 +65,7 @@ def test_a_missing_plugin_is_one_line(refused, command):
 
 
 @pytest.mark.parametrize("text, said", [
-    (KMEANS.replace("import torch, trustdd", "import torch, nothing_there"), "line 2: ModuleNotFoundError: No module named 'nothing_there'"),
+    (KMEANS.replace("torch, trustdd", "torch, nothing_there"), "line 1: ModuleNotFoundError: No module named 'nothing_there'"),
     (KMEANS.replace("def start(self,", "def start(self,,"), "SyntaxError"),
     (KMEANS.replace('"kmeans_centres"', '"dsa"'), "method = 'dsa' is taken by trustdd."),
     (KMEANS.replace('"kmeans_centres"', '"../out"'), "method = '../out' cannot be a name"),
