@@ -6,8 +6,9 @@
 __all__ = ['kernel_ahead', 'copies', 'Kernels', 'execute']
 
 # %% ../../nbs/reproduction/75_execution.ipynb #kern0002
-import json, logging, math, multiprocessing, os
+import json, logging, math, multiprocessing, os, sys
 from importlib.metadata import EntryPoint
+from uuid import uuid4
 
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -105,6 +106,10 @@ class Kernels(AsyncKernelManager):
     kernel_spec = KernelSpec(
         argv=["-f", "{connection_file}", "--log-level=50"], language="python",
         display_name="python3", metadata=dict(kernel_provisioner=dict(provisioner_name=_NAME)))
+
+    def __init__(self, **given):
+        if sys.platform == "linux": given |= dict(transport="ipc", ip=f"@{_NAME}-{uuid4().hex}")
+        super().__init__(**given)
 
 # %% ../../nbs/reproduction/75_execution.ipynb #055d71c1
 _LEAVING = 3 # seconds that a kernel, papermill and the page of all figures need in the end
