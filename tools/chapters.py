@@ -39,6 +39,22 @@ def tested(path, flags):
     os._exit(not passed) # at once: after a failure a notebook's own processes may be waiting for it
 
 
+def share_server():
+    """Notebooks that start workers or kernels all take copies of one server, which is started here.
+
+    Each would start its own, which takes seconds of a core to import torch. That a child of the
+    process that started a server can use it is not in multiprocessing's documentation.
+    """
+    from multiprocessing import forkserver, resource_tracker
+    from trustdd.networks.compute import copying
+    context = copying(["ipykernel.ipkernel", "seaborn", "trustdd.reproduction.panels"])
+    if context.get_start_method() != "forkserver": return
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    forkserver._forkserver.ensure_running = resource_tracker.ensure_running
+
+
 def run(paths, flags, workers):
     "Test all; the notebooks that failed, and (seconds, name) of each, slowest first."
     fork, waiting, running, failed, took = (
@@ -64,6 +80,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
     for name in IMPORTED: importlib.import_module(name)
+    share_server()
     paths = chapters(ROOT)
     failed, took = run(paths, asked.flags, asked.workers)
     print("slowest:", ", ".join(f"{name} {seconds:.0f} s" for seconds, name in took[:5]))
