@@ -227,7 +227,7 @@ def test_a_report_says_which_sets_were_taken(project, capfd):
     pictures(project/"mine", 1)
     run = load_or_run(Experiment("./mine", outliers="oe", **FIELDS), device="cpu", progress=False)
     said = run.report.summary().splitlines()[-1]
-    assert said.startswith("no OOD sets were named: taken are skimage-textures, skimage-faces") and "skimage-photos" in said
+    assert said.startswith("no OOD sets were named; using skimage-textures, skimage-faces") and "skimage-photos" in said
     known = load_or_run(Experiment("digits", **FIELDS), device="cpu", progress=False)
     assert "were named" not in known.report.summary()
 

@@ -56,9 +56,9 @@ def usual_note(
 ) -> str:
     "For your own data: which sets were taken because none were named; empty if there are none."
     if is_known(dataset): return ""
-    notes = [f"no OOD sets were named: taken are {', '.join(sets)}"] * (not exp.get("ood"))
+    notes = [f"no OOD sets were named; using {', '.join(sets)}"] * (not exp.get("ood"))
     if exp.get("outliers") == "oe" and not exp.get("aux"):
-        notes.append(f"no auxiliary set was named: taken are photographs, {default_aux(dataset)}")
+        notes.append(f"no auxiliary set was named; using photographs, {default_aux(dataset)}")
     return "; ".join(notes)
 
 # %% ../../nbs/data/12_suites.ipynb #2555bd20

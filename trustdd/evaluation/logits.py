@@ -172,7 +172,8 @@ def image_counts(
     "Lines: how many images every test set has, what is missing, warnings."
     counts = {name: about["drawn"] for name, about in sources["ood"].items()}
     said = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    few = {name: n for name, n in {"in": sources["in"]["n"], **counts}.items() if n < 50}
+    all_sets = {"the test set": sources["in"]["n"], **counts}
+    few = {name: n for name, n in all_sets.items() if n < 50}
     missing = filter(None, [sources.get("missing")]) # of a suite
     return [f"images: in-distribution {sources['in']['n']:,}; {said}", *missing,
             *(f"warning: {name} has only {n} images; its numbers say little"

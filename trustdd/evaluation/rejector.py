@@ -199,7 +199,7 @@ def _description(tensors, metadata, path) -> dict:
     if not isinstance(said, dict) or said.get("format") != _FORMAT:
         raise UserError(f"{path} is not a rejector; `trustdd reject` makes one of a distilled set")
     if said.pop("digest", 0) != digest(said) or said.get("contents") != _contents(tensors):
-        raise UserError(f"{path} is damaged: its contents do not fit its check sum")
+        raise UserError(f"{path} is damaged: its content does not fit its checksum")
     if not _sound(said): raise UserError(f"{path} is damaged: its description makes no rejector")
     score = check_choice(f"score in {path}", said.get("score"), SCORES)
     if said.get("own") != recorded(score=(score,)).get("own"):
