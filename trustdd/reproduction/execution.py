@@ -35,10 +35,13 @@ def _serve(words, variables, folder):
     os.environ.update(variables)
     os.chdir(folder)
     import matplotlib, pandas
+    from ipykernel.ipkernel import IPythonKernel
     from ipykernel.kernelapp import IPKernelApp
+    class Kernel(IPythonKernel):
+        def _process_children(self): return [] # they end with it: do not kill them and wait
     matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline" # when first used
     pandas.set_option("display.max_columns", 20)
-    IPKernelApp.launch_instance(argv=words)
+    IPKernelApp.launch_instance(argv=words, kernel_class=Kernel)
 
 # %% ../../nbs/reproduction/75_execution.ipynb #kern00a3
 _ahead = [] # of this process: what turns a waiting process into a kernel
