@@ -1,5 +1,6 @@
 "The house: its rooms and their order, the size of its modules, what a wheel holds, what an import costs."
 import ast
+import base64
 import contextlib
 import importlib
 import inspect
@@ -401,3 +402,9 @@ def test_a_chapter_whose_outputs_are_older_than_its_code_is_named():
     assert not list(outputs.differences(chapter("4 slots"), chapter("4 slots", err="another")))
     (source, lines), = outputs.differences(chapter("4 slots"), chapter("5 slots"))
     assert source == "print(pool)" and lines[1:] == ["-4 slots", "+5 slots"]
+    def drawn(pixels):
+        output = new_output("display_data", data={"image/png": base64.b64encode(pixels).decode(), "text/plain": "<Figure size 100x100 with 1 Axes>"})
+        return new_notebook(cells=[new_code_cell("plot(pool)", outputs=[output])])
+    assert not list(outputs.differences(drawn(b"a"), drawn(b"a")))
+    (source, lines), = outputs.differences(drawn(b"a"), drawn(b"b"))
+    assert source == "plot(pool)" and len(lines) == 3 and all("a picture, pixels" in line for line in lines[1:])
