@@ -52,11 +52,26 @@ def server(source, timeout, env=os.environ):
 
 # A process that has imported what a command would, and forks one for every request, which goes on as `python -m trustdd` with words, folder, environment
 # and streams of its own, in a session of its own. The process between the two says its number and waits for it, and then notes its exit status.
+# If asked to, a fork server that the command starts, for workers or kernels, is its copy as well; an interpreter would import everything anew.
 COMMANDS = """
-import json, os, runpy, sys, tempfile
+import asyncio, json, multiprocessing.forkserver, os, runpy, sys, tempfile
 from contextlib import suppress
-import trustdd.reproduction.commands, trustdd.reproduction.set_commands, trustdd.reproduction.runs, trustdd.reproduction.atlas
-import pandas, sklearn.datasets, sklearn.metrics, torch._dynamo, torch.utils.flop_counter
+import trustdd.reproduction.commands, trustdd.reproduction.set_commands, trustdd.reproduction.runs, trustdd.reproduction.atlas, trustdd.reproduction.panels
+import ipykernel.ipkernel, pandas, seaborn, sklearn.datasets, sklearn.metrics, torch._dynamo, torch.utils.flop_counter
+
+def copied(path, words, kept, usual=multiprocessing.util.spawnv_passfds):
+    if "multiprocessing.forkserver" not in words[-1]: return usual(path, words, kept)
+    number = os.fork()
+    if number: return number
+    try:
+        first = 3
+        for fd in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+            os.closerange(first, fd)
+            first = fd + 1
+        multiprocessing.forkserver._forkserver.__init__() # whose lock is held, since it starts this
+        asyncio.set_event_loop(None)
+        exec(words[-1], {})
+    finally: os._exit(1)
 
 for line in sys.stdin:
     if not os.fork(): break
@@ -79,6 +94,7 @@ for fd, (name, how) in enumerate([(os.devnull, os.O_RDONLY), *((request[k], os.O
 os.chdir(request["cwd"])
 os.environ.clear()
 os.environ.update(request["env"])
+if request["copies"]: multiprocessing.util.spawnv_passfds = copied
 tempfile.tempdir, sys.path[0], sys.argv[1:] = None, request["cwd"], request["words"]
 runpy.run_module("trustdd", run_name="__main__", alter_sys=True)
 """
@@ -86,10 +102,10 @@ runpy.run_module("trustdd", run_name="__main__", alter_sys=True)
 
 class Forked:
     "A command in a process of its own: as much of `subprocess.Popen` as the tests need."
-    def __init__(self, ask, folder, words, cwd, env):
+    def __init__(self, ask, folder, words, cwd, env, copies):
         self.words, self.err, self._out, self._status = words, folder/"err", folder/"out", folder/"status"
         for file in (self._out, self.err): file.touch()
-        self.pid = ask(dict(words=words, cwd=str(cwd), env=env, out=str(self._out), err=str(self.err), status=str(self._status)))
+        self.pid = ask(dict(words=words, cwd=str(cwd), env=env, out=str(self._out), err=str(self.err), status=str(self._status), copies=copies))
 
     @property
     def returncode(self): return int(self._status.read_text()) if self._status.exists() else None
@@ -114,10 +130,10 @@ def commands():
 @pytest.fixture
 def forked(commands, tmp_path_factory):
     """`forked(words…, cwd=…, env=…)` is `python -m trustdd words…` without the seconds that a new interpreter takes to import torch; what it leaves is killed.
-    A test of start-up, streams or locales needs the interpreter."""
+    A test of start-up, streams or locales needs the interpreter. With `copies=True` its fork servers begin with all that the command has: not for tests of what workers know."""
     started = []
-    def start(*words, cwd, env):
-        started.append(Forked(commands, tmp_path_factory.mktemp("command"), [str(w) for w in words], cwd, env))
+    def start(*words, cwd, env, copies=False):
+        started.append(Forked(commands, tmp_path_factory.mktemp("command"), [str(w) for w in words], cwd, env, copies))
         return started[-1]
     yield start
     for child in started:

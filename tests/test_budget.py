@@ -176,7 +176,7 @@ def test_sigterm_stops_all_workers_between_two_epochs(tmp_path, request, forked)
     exp = experiment(["--method", "mtt", *words[:-3]])
     folder = tmp_path/buffer_name(exp)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": tmp.name}
-    child = forked("buffers", *words, tmp_path, "--workers", "2", cwd=ROOT, env=env)
+    child = forked("buffers", *words, tmp_path, "--workers", "2", cwd=ROOT, env=env, copies=True)
     while epochs_done(folder) < 4:
         assert child.poll() is None, child.err.read_text()
         time.sleep(0.05)

@@ -494,7 +494,7 @@ EXPERTS = "buffers --dataset digits --preset smoke --ipc 1 --experts 4 --train-e
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGHUP", "SIGTERM", "SIGTERM twice", "SIGHUP twice"])
 def test_no_process_is_left(project, forked, how):
     "Whatever ends the command, its workers are gone within ten seconds, and the same command goes on."
-    child = forked(*EXPERTS, cwd=project, env=ENV)
+    child = forked(*EXPERTS, cwd=project, env=ENV, copies=True)
     ends = time.monotonic() + 120
     while len(list((project/"runs").rglob("expert*.part"))) < 2: assert time.monotonic() < ends and child.poll() is None; time.sleep(0.1)
     assert len(of_session(child.pid)) >= 3
@@ -514,7 +514,7 @@ def test_figures_after_the_command_was_killed(project, forked):
     shutil.copy(ROOT/"nbs"/"paper"/"fig02_msp_distributions.ipynb", paper)
     notebook(paper/"tab01_signs.ipynb", SIGNS, '\nruns:str = ""\nsettings:dict = {}')
     words = [*"paper --preset smoke --only fig02,tab01 --workers 2 --epochs 5 --n-nets 1 --no-page --out figures --runs".split()]
-    def begin(store): return forked(*words, store, cwd=project, env={**ENV, kills.MARK: str(project)})
+    def begin(store): return forked(*words, store, cwd=project, env=ENV, copies=True)
     def finish(store):
         child = begin(store)
         out, err = child.communicate(timeout=400)

@@ -16,26 +16,25 @@ COMMANDS = {
     "evaluate": ["evaluate", "set.safetensors", *"--n-nets 2 --epochs 300 --device cpu --out out".split()],
 }
 AT_MOST = 4 # kills of one command, which then may finish
-MARK = "TRUSTDD_KILLS" # in the environment of all processes of a command, also of notebooks, which have sessions of their own
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 
 def start(name, folder):
     "The command in a folder and a session of its own."
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRUSTDD_WORKERS": "2", "TRUSTDD_DATA": str(folder/"data"), MARK: str(folder)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRUSTDD_WORKERS": "2", "TRUSTDD_DATA": str(folder/"data")}
     words = [sys.executable, "-m", "trustdd", *COMMANDS[name]]
     return subprocess.Popen(words, cwd=folder, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def members(folder):
-    "The processes of the command in a folder that have not ended."
-    found, mark = [], f"{MARK}={folder}".encode()
+    "The other processes that work in a folder and have not ended: all of its command, also notebooks, which have sessions of their own."
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             state = (process/"stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z" and mark in (process/"environ").read_bytes().split(b"\0"): found.append(int(process.name))
+            if state != "Z" and (process/"cwd").readlink().is_relative_to(folder): found.append(int(process.name))
         except OSError: pass # it has ended, or is somebody else's
-    return found
+    return [number for number in found if number != os.getpid()]
 
 
 def left_after(folder, seconds=10):
