@@ -1,5 +1,6 @@
 "The workflow makes runs side by side and then the figures; killed or out of time, it goes on; called again it has nothing to do."
-import getpass, os, shutil, signal, socket, subprocess, sys, time
+import getpass, json, os, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,20 +12,55 @@ DAEMONS = [shutil.which(d, path=os.environ["PATH"] + ":/usr/sbin:/sbin") for d i
 pytestmark = pytest.mark.skipif(not find_spec("snakemake"), reason="snakemake is not installed: pip install '.[workflow]', with Python 3.11 or newer")
 
 # `trustdd` of this source tree, whatever is installed, without a GPU: figures compute where they can. The first time, the run with POE gets one second, which is not enough.
-COMMAND = f"""#!/bin/sh
+COMMAND = """#!/bin/sh
 here=$(dirname "$0")
 case "$*" in "run "*"--outliers poe "*) mkdir "$here/late" 2>/dev/null && set -- "$@" --time-budget 1;; esac
 echo "$*" >> "$here/commands"
-CUDA_VISIBLE_DEVICES= PYTHONPATH={ROOT} OMP_NUM_THREADS=1 exec {sys.executable} -m trustdd "$@"
+CUDA_VISIBLE_DEVICES= PYTHONPATH=%s OMP_NUM_THREADS=1 exec %s "$@"
+"""
+INTERPRETER = f"{sys.executable} -m trustdd"
+
+# Asks this process for a copy of one that has imported torch, which ends if the one that asks does.
+ASK = """
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect(sys.argv[1])
+    s.sendall((json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]) + chr(10)).encode())
+    status, out, err = json.loads(s.makefile().readline())
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(status)
 """
 
 
+@contextmanager
+def copies(forked):
+    "The command that ASK is."
+    asking = threading.Lock()
+    def answer(connection):
+        with connection:
+            words, cwd, env = json.loads(connection.makefile().readline())
+            with asking: child = forked(*words, cwd=cwd, env=env, copies=True)
+            connection.settimeout(0.05)
+            while child.poll() is None:
+                with suppress(TimeoutError):
+                    if not connection.recv(1): os.killpg(child.pid, signal.SIGKILL); return
+            with suppress(BrokenPipeError): connection.sendall((json.dumps([child.returncode, *child.communicate(0)]) + "\n").encode())
+    def serve(listener):
+        with suppress(OSError):
+            while True: threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+    with tempfile.TemporaryDirectory() as home, socket.socket(socket.AF_UNIX) as listener: # whose name is short
+        (here := Path(home)/"ask.py").write_text(ASK)
+        listener.bind(f"{home}/socket")
+        listener.listen()
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield f"{sys.executable} -S -E {here} {home}/socket"
+
+
 @pytest.fixture
-def snakemake(tmp_path):
+def snakemake(tmp_path, forked):
     "`snakemake(items, words…, settings)`: start it in an empty folder; `finished` waits for it."
     command = tmp_path/"trustdd"
-    command.write_text(COMMAND)
-    command.chmod(0o755)
     started = []
     def start(only, *words, settings=()):
         env = {k: v for k, v in os.environ.items() if not k.startswith("TRUSTDD_") or k == "TRUSTDD_DATA"} | {"XDG_CACHE_HOME": str(tmp_path/"cache")}
@@ -32,9 +68,12 @@ def snakemake(tmp_path):
         started.append(subprocess.Popen([sys.executable, "-m", "snakemake", "--snakefile", str(ROOT/"workflow"/"Snakefile"), *map(str, words), "--config", *given],
                                         cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True))
         return started[-1]
-    yield start
-    for child in started:
-        if child.poll() is None: os.killpg(child.pid, signal.SIGKILL); child.wait()
+    with copies(forked) as ask:
+        command.write_text(COMMAND % (ROOT, ask))
+        command.chmod(0o755)
+        yield start
+        for child in started:
+            if child.poll() is None: os.killpg(child.pid, signal.SIGKILL); child.wait()
 
 
 def finished(child):
@@ -161,6 +200,7 @@ def cluster(tmp_path, monkeypatch):
                     reason="needs slurmctld and slurmd (Debian, Ubuntu: apt install slurm-wlm), and pip install '.[workflow]'")
 def test_on_a_cluster(cluster, snakemake, tmp_path):
     "The profile as it is: every job asks for what the profile says, the one out of time is sent again, and the figure is that of one machine."
+    (tmp_path/"trustdd").write_text(COMMAND % (ROOT, INTERPRETER)) # a process of the job's own
     often = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--slurm-status-command", "squeue"]
     finished(snakemake("fig02", "--workflow-profile", PROFILE, *often))
     first, again = commands(tmp_path, "run ", "--outliers poe")
