@@ -540,7 +540,7 @@ def test_a_long_path_for_temporary_files(project, forked):
     made = {}
     (project/("long" * 30)).mkdir()
     for name, folder in (("short", "/tmp"), ("long", project/("long" * 30))):
-        child = forked(*EXPERTS[:EXPERTS.index("--train-epochs")], "--train-epochs", "2", "--device", "cpu", "--workers", "2", "--runs", name, cwd=project, env={**ENV, "TMPDIR": str(folder)})
+        child = forked(*EXPERTS[:EXPERTS.index("--train-epochs")], "--train-epochs", "2", "--device", "cpu", "--workers", "2", "--runs", name, cwd=project, env={**ENV, "TMPDIR": str(folder)}, copies=True)
         _, err = child.communicate(timeout=300)
         assert child.returncode == 0 and gone(child.pid), err
         made[name] = [p.read_bytes() for p in sorted((project/name).rglob("expert*.safetensors"))]
