@@ -7,7 +7,7 @@ __all__ = ['processes', 'cores', 'fresh_processes', 'in_processes', 'run_buffer'
 
 # %% ../../nbs/reproduction/58_jobs.ipynb #84bd3858
 import os
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 import torch
 from tqdm import tqdm
@@ -72,35 +72,28 @@ def in_processes(
 ):
     "Call `work` for every task, in processes side by side; the first error is raised."
     if workers <= 1: return _in_turn(work, tasks, what, progress, threads)
-    with fresh_processes(workers, threads) as pool:
-        jobs = [pool.submit(work, *task) for task in tasks]
-        def finished(): return sum(job.done() for job in jobs)
-        count, n = done or finished, total or len(jobs)
-        bar = tqdm(total=n, initial=count(), desc=f"{what}, {workers} at a time",
-                   disable=not progress)
-        with bar:
-            while _working(jobs): bar.update(count() - bar.n)
-            for job in sorted(jobs, key=_unfinished): _finish(pool, job)
-            bar.update(n - bar.n)
+    todo, running, ended = list(tasks), set(), 0
+    bar = tqdm(total=total or len(todo), initial=done() if done else 0,
+               desc=f"{what}, {workers} at a time", disable=not progress)
+    with fresh_processes(workers, threads) as pool, bar:
+        while todo or running:
+            while todo and len(running) < workers: running.add(pool.submit(work, *todo.pop(0)))
+            over, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for job in over: _check(pool, job)
+            ended += len(over)
+            bar.update((done() if done else ended) - bar.n)
+        bar.update(bar.total - bar.n)
 
 def _in_turn(work, tasks, what, progress, threads):
     "The same in this process, which has imported everything already."
     with torch_threads(threads or torch.get_num_threads()):
         for task in tqdm(tasks, desc=what, disable=not progress): work(*task)
 
-def _working(jobs):
-    "Half a second later: are there jobs left, and has none failed?"
-    left = wait(jobs, timeout=0.5, return_when=FIRST_EXCEPTION).not_done
-    return left and not any(job.done() and job.exception() for job in jobs)
-
-def _unfinished(job): return not job.done()
-
-def _finish(pool, job):
-    "Wait for a job; if it failed, those not begun are cancelled and its error is raised."
-    try: job.result()
-    except BaseException as e:
-        pool.shutdown(wait=isinstance(e, OutOfTime), cancel_futures=True)
-        raise
+def _check(pool, job):
+    "Raise the error of a finished job, if any; the others are waited for only if time is over."
+    if isinstance(job.exception(), (type(None), OutOfTime)): return job.result()
+    pool.shutdown(wait=False)
+    job.result()
 
 # %% ../../nbs/reproduction/58_jobs.ipynb #c3b6be16
 def _side_by_side(exp, folder, workers, root, progress):
