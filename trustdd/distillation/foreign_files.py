@@ -226,7 +226,7 @@ def _decoded(names, folder):
 def read_folder(
     folder, # CLASS/NAME.png, or CLASS/NAME.npy
 ) -> tuple:
-    "Images, labels int64 (n,), and the class names in the order of the labels, as `by_number` has it."
+    "Images, labels int64 (n,), and the class names that the labels number, sorted `by_number`."
     folder = Path(folder)
     arrays = [str(f.relative_to(folder).as_posix()) for f in folder.rglob("*.npy")]
     pictures = list(list_images(folder).files)
