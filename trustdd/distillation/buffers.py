@@ -148,7 +148,7 @@ def _describe(exp, folder, dataset, root):
 # %% ../../nbs/distillation/37_buffers.ipynb #7d150fce
 @contextmanager
 def _held(folder, k, wait):
-    "Is expert `k` missing, and locked by this process inside? With `wait`, wait for the lock."
+    "Inside, whether expert `k` is missing and locked by this process; `wait`: wait for the lock."
     lock = FileLock(folder/f".expert{k:03d}.lock")
     try:
         if wait: acquire_lock(lock, f"expert {k} in {folder}")

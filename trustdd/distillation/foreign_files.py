@@ -71,7 +71,7 @@ def _tensor(a):
     if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub": return a
     kind = a.dtype.newbyteorder("=")
     if kind.kind == "b" or kind.kind == "u" and kind.itemsize > 1:
-        kind = np.int64 # those that torch has no sums of
+        kind = np.int64 # for which torch has few operations
     if np.dtype(kind).itemsize > 8: kind = np.float64
     return torch.from_numpy(np.array(a, dtype=kind, order="C"))
 
@@ -226,7 +226,7 @@ def _decoded(names, folder):
 def read_folder(
     folder, # CLASS/NAME.png, or CLASS/NAME.npy
 ) -> tuple:
-    "Images, labels int64 (n,) and the class names that the labels count, numbers as numbers."
+    "Images, labels int64 (n,), and the class names that the labels number, sorted `by_number`."
     folder = Path(folder)
     arrays = [str(f.relative_to(folder).as_posix()) for f in folder.rglob("*.npy")]
     pictures = list(list_images(folder).files)

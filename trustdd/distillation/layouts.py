@@ -160,7 +160,7 @@ def _from_tensor(images, file, labels, index):
         labels = near if near and near.is_file() else None
     files = {"images": file} | ({"labels": labels} if labels else {})
     found = stacked(read_file(labels)) if labels else None
-    mtt = file.suffix == ".pt" and file.name.startswith("images")
+    mtt = file.suffix == ".pt" and file.name.startswith("images") and beside(file) is not None
     white = _whitened(file) if mtt else None
     near = [f for f in (beside(file, what) for what in ("mean", "std")) if mtt and f.is_file()]
     stats, names = tuple(read_file(f) for f in near) or None, beside(file, "classes")
