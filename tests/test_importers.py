@@ -427,6 +427,18 @@ def test_the_constants_of_a_method_in_any_file(made, project, method):
     assert other.std == cifar.std and "If the file was made with others, give --mean and --std" in other.provenance["imported"]["note"]
 
 
+@pytest.mark.parametrize("method, asks", [("DSA", True), ("DM", True), ("MTT", False)])
+def test_two_pairs_of_constants_for_cifar100(made, project, method, asks):
+    "DC's code changed them; networks would have been tested on images of another scale."
+    cifar = replace(load_dataset("digits"), name="cifar100", images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    torch.save((made[1].expand(-1, 3, -1, -1), made[2]), "set.pt")
+    words = dict(dataset=cifar, method=method, zca=False if method == "MTT" else None)
+    if asks:
+        with pytest.raises(UserError, match="add --mean and --std .*0.4914,0.4822,0.4465.*later versions 0.5071,0.4866,0.4409"): import_set("set.pt", **words)
+        assert import_set("set.pt", **words, mean="0.5071,0.4866,0.4409", std="0.2673,0.2564,0.2762").std == (0.2673, 0.2564, 0.2762)
+    else: assert import_set("set.pt", **words).std == (0.2023, 0.1994, 0.2010)
+
+
 def test_whitening_and_a_mean_exclude_each_other(made, project, refused):
     torch.save(made[1], "images_best.pt"); torch.save(made[2], "labels_best.pt")
     words = ["import", "images_best.pt", "--zca", "--mean", "0.5", "--std", "0.25"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'by_name', 'check_name', 'recipe_of', 'recipe_fields', 'published_statistics', 'finite_numbers',
-           'check_statistics', 'kept_statistics', 'statistics_of', 'halved', 'whitening', 'claim_of',
+           'check_statistics', 'kept_statistics', 'statistics_of', 'unclear_statistics', 'whitening', 'claim_of',
            'published_numbers', 'kind_of_outliers']
 
 # %% ../../nbs/distillation/43_conventions.ipynb #180771ec
@@ -20,9 +20,8 @@ from ..data.names import DOWNLOADS, IMAGENET_SUBSETS, plain_name
 from ..data.pixels import statistics_flaw
 
 # %% ../../nbs/distillation/43_conventions.ipynb #360410ee
-_OTHERS = ("kmnist", "emnist", "qmnist", "stl10") # whose images could be taken for another set's
-_KNOWN = {re.sub("[-_]", "", n): n
-          for n in (*DOWNLOADS, *IMAGENET_SUBSETS, "digits", "notmnist", *_OTHERS)}
+_OTHERS = ("digits", "notmnist", "kmnist", "emnist", "qmnist", "stl10")
+_KNOWN = {re.sub("[-_]", "", n): n for n in (*DOWNLOADS, *IMAGENET_SUBSETS, *_OTHERS)}
 _KNOWN["fmnist"] = "fashion-mnist"
 _IPC = re.compile(r"(?:^|_)(?:(\d+)ipc|ipc_?(\d+))(?:_|$)")
 
@@ -84,17 +83,18 @@ def recipe_fields(
 # %% ../../nbs/distillation/43_conventions.ipynb #c7dd3ce1
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-_PUBLISHED = dict(
-    {"mnist": ((0.1307,), (0.3081,)), "fashion-mnist": ((0.2861,), (0.3530,)),
-     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-     "cifar10": _CIFAR, "cifar100": _CIFAR}, **dict.fromkeys(("tinyimagenet", *IMAGENET_SUBSETS),
-                                                            _IMAGENET))
+_PUBLISHED = dict.fromkeys(("tinyimagenet", *IMAGENET_SUBSETS), _IMAGENET) | {
+    "mnist": ((0.1307,), (0.3081,)), "fashion-mnist": ((0.2861,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": _CIFAR, "cifar100": _CIFAR}
+_LATER = {"cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))} # if not as above
 
 def published_statistics(
-    dataset:str, # its name
+    dataset:str,        # its name
+    later:bool=False,   # of later versions of DC's code, where those have others
 ):
-    "(mean, std) in the code of DC, DSA, DM and MTT; None for a data set that they do not have."
-    return _PUBLISHED.get(plain_name(dataset))
+    "(mean, std) in the code of DC, DSA, DM and MTT; None where they have none."
+    return (_LATER if later else _PUBLISHED).get(plain_name(dataset))
 
 def finite_numbers(
     what:str,   # what to call them in an error
@@ -143,17 +143,23 @@ def statistics_of(
     return *known, said.format(*(", ".join(map(str, v)) for v in known))
 
 # %% ../../nbs/distillation/43_conventions.ipynb #fc343f2f
-def halved(
-    got,    # the `ForeignSet`
-    mean,   # as given, or None
-) -> bool:
-    "Do the pixels run from -1 to 1, as if they were normalised by 0.5, and nothing says so?"
+def unclear_statistics(
+    got,            # the `ForeignSet`
+    mean,           # as given, or None
+    dataset:str,    # its name, or None
+    method:str,     # what the method is called, or None
+) -> str:
+    "Between which mean and std you must choose; empty if the file or its code shows them."
     x = got.images
     if mean is not None or got.statistics or not isinstance(x, torch.Tensor) or not x.numel():
-        return False
+        return ""
     low, high = x.min().item(), x.max().item()
-    return -1.001 <= low < -0.9 and 0.9 < high <= 1.001
-
+    if -1.001 <= low < -0.9 and 0.9 < high <= 1.001: return "pixels from -1 to 1: by 0.5 and 0.5?"
+    pairs = [published_statistics(dataset or "", later) for later in (False, True)]
+    by_dc = str(method or got.layout).lower() in ("dc", "dsa", "dm") and got.outliers is None
+    if low >= 0 or not by_dc or not all(pairs): return ""
+    texts = [" and ".join(",".join(map(str, v)) for v in pair) for pair in pairs]
+    return f"DC's code first had {texts[0]}, later versions {texts[1]}"
 
 # %% ../../nbs/distillation/43_conventions.ipynb #80054a60
 def whitening(
@@ -220,7 +226,6 @@ _NAMES = {"mnist": _DIGITS, "svhn": _DIGITS, "usps": _DIGITS,
 PUBLISHED = {data: {spelling: i for i, c in enumerate(names.split()) for spelling in c.split("|")}
               for data, names in _NAMES.items()}
 
-
 # %% ../../nbs/distillation/43_conventions.ipynb #88c3b945
 def published_numbers(
     data:str,   # the name of a data set
@@ -231,7 +236,6 @@ def published_numbers(
     found = [known.get(re.sub("[^a-z0-9]", "", c.lower())) for c in map(str, classes)]
     there = known and None not in found and sorted(found) == [*range(len(set(known.values())))]
     return found if there else None
-
 
 # %% ../../nbs/distillation/43_conventions.ipynb #6c2bcfea
 def kind_of_outliers(

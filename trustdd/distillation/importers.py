@@ -19,8 +19,8 @@ from ..data.dataset import Dataset
 from ..data.distilled_set import DistilledSet
 from ..data.names import DOWNLOADS, plain_name
 from .conventions import (
-    by_name, check_name, check_statistics, claim_of, finite_numbers, halved, kept_statistics,
-    kind_of_outliers, recipe_fields, recipe_of, statistics_of, whitening)
+    by_name, check_name, check_statistics, claim_of, finite_numbers, kept_statistics,
+    kind_of_outliers, recipe_fields, recipe_of, statistics_of, unclear_statistics, whitening)
 from .conversion import (
     label_order, order_text, renumbered, to_labels, to_pixels, unclear_rows)
 from .distillation import provenance
@@ -85,7 +85,7 @@ def _absent(dataset, name, *more) -> str:
 _WORDS = dict(mtt="images in MTT's layout", dc="a list in DC's layout", arrays="arrays",
               folder="a folder of classes")
 
-def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None, target=()):
+def _check_missing(file, got, dataset, recipe, soft, outliers, white, between="", target=()):
     "`UserError` that names what a set needs beside its files, also for a data set not at hand."
     near = getattr(beside(file), "name", "a file of them")
     asked = ((got.labels is None, f"--labels FILE ({near} is not beside it)"),
@@ -96,9 +96,8 @@ def _check_missing(file, got, dataset, recipe, soft, outliers, white, mean=None,
              (outliers is None and got.outliers is not None,
               "--outliers oe or poe, or none to leave them out"),
              (white is None, "--zca or --no-zca (the published set is whitened)"),
-             (halved(got, mean), "--mean and --std (pixels from -1 to 1: by 0.5 and 0.5?)"))
-    lacking = [words for missing, words in asked if missing]
-    if not lacking: return
+             (between, f"--mean and --std ({between})"))
+    if not (lacking := [words for missing, words in asked if missing]): return
     n = len(got.images) if isinstance(got.images, torch.Tensor) and got.images.ndim else "no"
     if target and dataset and (said := _absent(*target)): lacking.append(said)
     raise UserError(f"{file} holds {_WORDS[got.layout]}, {n} images; add {'; '.join(lacking)}")
@@ -161,7 +160,8 @@ def _identified(got, named, name, method, recipe, soft, outliers, zca, mean, tar
     colours = isinstance(got.images, torch.Tensor) and got.images.numel() and got.images.min() >= 0
     unsure = recipe == "mtt" and mean is None and not colours
     white, said = whitening(zca, got, method, unsure and _usually_whitened(name, _guess(got)))
-    _check_missing(file, got, name, recipe, soft, outliers, white, mean, target)
+    between = unclear_statistics(got, mean, name, method)
+    _check_missing(file, got, name, recipe, soft, outliers, white, between, target)
     if said: remarks.append(said)
     if recipe == "mtt" and got.lr is None:
         remarks.append("lr = None: MTT learns a step size, and this set comes without it, so "
