@@ -19,7 +19,7 @@ _TV, _PO = "torchvision.datasets", "pytorch_ood.dataset.img"
 _YES, _NO = dict(train=True), dict(train=False)
 _TRAIN, _TEST = dict(split="train"), dict(split="test")
 _SMALL_TRAIN, _SMALL_VAL = (dict(split=part, size="160px") for part in ("train", "val"))
-DOWNLOADS = { # name: (module, class, arguments for its training and its test part, side); or None
+DOWNLOADS = { # name: (module, class, training arguments, test arguments, side)
     "cifar10":       (_TV, "CIFAR10", _YES, _NO, None),
     "cifar100":      (_TV, "CIFAR100", _YES, _NO, None),
     "mnist":         (_TV, "MNIST", _YES, _NO, None),

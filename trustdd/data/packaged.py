@@ -151,13 +151,14 @@ def _is_there(path, size):
 def _check_unpacked(
     folder:Path, # of a download
 ):
-    "`UserError` unless all files of the archives in a folder are beside them, in full size."
+    "`UserError` unless all files of the archives in a folder are there, in full size."
     for archive in sorted(p for p in folder.iterdir() if p.is_file()):
         try: members = _members(archive)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as e:
             raise UserError(f"{archive} is damaged ({e}); delete {folder} to have it "
                             "downloaded again") from e
-        here = sum(_is_there(folder/name, size) for name, size in members)
+        places = folder, folder/archive.stem
+        here = max(sum(_is_there(p/name, size) for name, size in members) for p in places)
         if here == len(members): continue
         raise UserError(f"{folder} holds {here:,} of the {len(members):,} files in {archive.name}: "
                         "unpacking was interrupted; delete it to have it downloaded again")

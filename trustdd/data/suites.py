@@ -63,6 +63,7 @@ def usual_note(
 
 # %% ../../nbs/data/12_suites.ipynb #2555bd20
 GROUPS = ("near", "far", "noise")
+_HASH = "-[0-9a-f]{8}$" # at the end of a folder's name, from `short_name`
 _NOISE = tuple(name for name in EMBEDDED if "-" not in name and name != "digits")
 _OBJECTS = ("cifar10", "cifar100", "tinyimagenet", *SELECTIONS)
 _WRITING = ("digits", "mnist", "usps", "notmnist", "skimage-text")
@@ -74,7 +75,8 @@ def ood_group(
     "One of `GROUPS`: how far a set is from the in-distribution images, as the field groups them."
     name, dataset = plain_name(name), plain_name(dataset)
     if name in _NOISE: return "noise"
-    if name.startswith("corrupted-"): return "near" # the in-distribution test images themselves
+    if name.startswith("corrupted-") and not re.search(_HASH, name):
+        return "near" # the in-distribution test images themselves, not your folder of that name
     alike = _WRITING if dataset in (*_WRITING, "svhn") else _OBJECTS
     return "near" if name in alike and dataset in (*_WRITING, "svhn", *_OBJECTS) else "far"
 
@@ -97,7 +99,7 @@ def collection(
     called = plain_name(Path(name).name if is_path(name) else name)
     if is_path(name) and called in _NOISE: return name # a folder of pictures, whatever it is called
     name = called.removesuffix("-held-out")
-    known = re.sub("-[0-9a-f]{8}$", "", name)
+    known = re.sub(_HASH, "", name)
     name = known if is_known(known) else _WHOLE.get(name, name)
     return SELECTIONS[name].dataset if name in SELECTIONS else name
 
