@@ -22,8 +22,7 @@ def _opened(item) -> Image.Image:
     "A copy of a PIL image, or the image in a file, opened as a data set's files are."
     if isinstance(item, Image.Image): return item.copy() # decoding turns it upright, in place
     path = Path(item)
-    try: return Listing(path.parent, (), (), (path.name,), "", {}).open(0)
-    except KeyError: raise UserError(f"no image format has the ending {path.suffix!r}") from None
+    return Listing(path.parent, (), (), (path.name,), "", {}).open(0)
 
 def _decoded(items, shape) -> torch.Tensor:
     "PIL images and files as uint8 (n, C, S, S)."

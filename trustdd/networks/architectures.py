@@ -36,7 +36,7 @@ class Network(nn.Module):
     def forward(self, x): return self.head(self.body(x))
 
 # %% ../../nbs/networks/25_architectures.ipynb #5af4141c
-_NORMS = ("instance", "none", "batch", "group", "layer") # those that configurations try, in turn
+_NORMS = ("instance", "none", "batch", "group", "layer") # in the order that `network_config` tries
 
 def _norm_layer(
     norm:str,       # one of `_NORMS`

@@ -23,7 +23,7 @@ def flops(
     net:nn.Module,  # any network
     shape:tuple,    # (C, H, W) of one image
 ) -> int:
-    "Floating-point operations of one forward pass of one image."
+    "Floating-point operations of the convolutions and products in a forward pass of one image."
     from torch.utils.flop_counter import FlopCounterMode
     with torch.device("meta"): x = torch.empty(1, *shape)
     with FlopCounterMode(display=False) as counter: copy.deepcopy(net).to("meta")(x)
@@ -168,4 +168,5 @@ def keep_memory() -> bool:
     if os.environ.get("TRUSTDD_KEEP_MEMORY") == "0": return False
     if platform.libc_ver()[0] != "glibc": return False
     mallopt, most = ctypes.CDLL(None).mallopt, 1 << 30 # bytes; larger blocks still go back at once
-    return bool(mallopt(_M_MMAP_THRESHOLD, most) and mallopt(_M_TRIM_THRESHOLD, most))
+    kept = mallopt(_M_MMAP_THRESHOLD, most) or mallopt(_M_MMAP_THRESHOLD, 1 << 25) # older: 32 MB
+    return bool(kept and mallopt(_M_TRIM_THRESHOLD, most))
