@@ -55,7 +55,7 @@ def _scale(what, x):
 def to_pixels(
     what,       # what to call them in an error
     x,          # as found
-    dataset,    # name, shape, mean and std of what they are of
+    dataset,    # which they were distilled from: its name, shape, mean and std
 ) -> tuple:
     "Normalised images, float32 (n, C, H, W), and a remark if they were colours, else \"\"."
     x = _arranged(what, x, dataset).detach()
@@ -105,8 +105,8 @@ def to_labels(
     what,           # what to call them in an error
     y,              # as found
     n:int,          # how many images there are
-    dataset,        # name and classes of what they are of
-    soft=None,      # softmax or argmax, for rows that are neither one-hot nor probabilities
+    dataset,        # which the images were distilled from: its name and classes
+    soft=None,      # softmax or argmax: what rows mean; as their values show if None
 ) -> tuple:
     "Class numbers int64 (n,), soft labels float32 (n, k) or None, and a remark or \"\"."
     name, k = dataset.name, len(dataset.classes)

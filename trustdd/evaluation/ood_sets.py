@@ -90,7 +90,9 @@ def _check_overlap(images, sources, dataset):
                 raise UserError(f"ood = {name!r}: {n:,} of its images are those of {other!r}, "
                                 + ("the in-distribution data set" if other == dataset.name else
                                    "which is tested already") + "; choose another")
-            if n: sources[name] += f"; {n:,} of them are also in {other}"
+            if n: # said after the source, if that is known
+                said = f"{n:,} of them are also in {other}"
+                sources[name] = "; ".join(filter(None, (sources[name], said)))
         seen[name] = mine
 
 # %% ../../nbs/evaluation/50_ood_sets.ipynb #e133e2f9

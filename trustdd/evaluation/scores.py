@@ -142,7 +142,7 @@ def _area_fpr95(positive_marks, scores, rule="first"):
     from sklearn.metrics import auc, roc_curve
     fpr, tpr, _ = roc_curve(positive_marks, scores, drop_intermediate=False)
     at = (tpr >= 0.95).argmax()
-    if rule == "nearest": # as published: the last of equally near ones; of recall 1 the first
+    if rule == "nearest": # as published: the lowest of equally near ones; of recall 1 the highest
         low_to_high = tpr[:tpr.argmax() + 1][::-1]
         at = len(low_to_high) - 1 - abs(low_to_high - 0.95).argmin()
     return 100 * float(auc(fpr, tpr)), 100 * float(fpr[at])
