@@ -222,7 +222,7 @@ def test_a_few_images_in_common_are_counted(here):
     write_images(here/"data"/"odd", 2, classes=("cup", "pan"))
     shutil.copy(here/"data"/"pets"/"test"/"cat"/"0.png", here/"data"/"odd"/"test"/"cup"/"9.png")
     said = run(here, dataset="pets", ood=("odd",)).report.sources["ood"]["odd"]["source"]
-    assert said.endswith("; 1 of them are also in pets")
+    assert said.endswith("; 1 of them is also in pets")
 
 
 def test_only_ood_images_changed_so_nothing_is_distilled_anew(here):

@@ -91,7 +91,7 @@ def _check_overlap(images, sources, dataset):
                                 + ("the in-distribution data set" if other == dataset.name else
                                    "which is tested already") + "; choose another")
             if n: # said after the source, if that is known
-                said = f"{n:,} of them are also in {other}"
+                said = f"{n:,} of them {'is' if n == 1 else 'are'} also in {other}"
                 sources[name] = "; ".join(filter(None, (sources[name], said)))
         seen[name] = mine
 
