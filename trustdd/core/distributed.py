@@ -35,7 +35,7 @@ def is_main_process() -> bool: return _group.rank == 0
 
 # %% ../../nbs/core/06_distributed.ipynb #893901a5
 def _asked(name:str, default=None) -> int:
-    "A whole number above or at 0 from the environment."
+    "A whole number, 0 or more, from the environment."
     word = os.environ.get(name) or default
     if word is None:
         size = os.environ.get("WORLD_SIZE")

@@ -82,7 +82,7 @@ class Request:
     method:str="dsa"        # dc, dsa, dm, mtt; real images: random, kmeans, herding; all: full
     outliers:str="none"     # none, oe (real auxiliary images), poe (corrupted training images)
     ipc:int=10              # images per class
-    seed:int=0              # of everything that is drawn
+    seed:int=0              # of distilling, and of the networks tested
     preset:str="quick"      # smoke, quick, cifar, long or paper: fills what you leave out
 
 MAIN = tuple(f.name for f in fields(Request))

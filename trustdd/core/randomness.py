@@ -15,7 +15,7 @@ from .checks import check_choice, UserError
 # %% ../../nbs/core/02_randomness.ipynb #af75a17a
 def stream(
     seed:int,   # the experiment's seed
-    *key,       # what the draw is for: words and numbers, such as "real-batch", iteration, class
+    *key,       # what the draw is for: words and integers, such as "real-batch", iteration, class
 ) -> torch.Generator:
     "A fresh CPU generator that depends on nothing but its arguments."
     text = json.dumps([int(seed), *(k if isinstance(k, str) else int(k) for k in key)])
@@ -44,8 +44,8 @@ def pick_device(
     if str(name) == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = str(name).partition(":")
     mps = int(torch.backends.mps.is_available())
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": mps}
-    check_choice("device", kind, ("auto", *there))
+    there = {"auto": 0, "cpu": 1, "cuda": torch.cuda.device_count(), "mps": mps}
+    check_choice("device", kind, there)
     if (index and not index.isdigit()) or int(index or 0) >= there[kind]:
         have = ", ".join(k for k, n in there.items() if n)
         raise UserError(f"device = {str(name)!r} is not on this machine; it has: {have}")
