@@ -138,7 +138,8 @@ def cost_word(
     spend = "" if drawing is None else duration(drawing, rough=True)
     if not runs: return f"{spend or 'seconds'}, without runs"
     words = [f"{spend} from stored runs"] if spend else []
-    least = "at least " * (known < len(runs))
+    whole_known = known == len(runs) and not any("/mtt-" in run for run in runs) # has experts
+    least = "" if whole_known else "at least "
     whole = duration(spent + (drawing or 0), rough=True)
     if known: words.append(f"{least}{whole} from nothing")
     return ", ".join(words) or "a time that was not recorded"

@@ -60,7 +60,8 @@ def _text(value):
 # %% ../../nbs/reproduction/79_plan.ipynb #b85e1f07
 def _run(made, exp, store):
     "Enter a run into the plan; returns the name of its report."
-    name = f"{(folder := run_folder(exp, store)).relative_to(store)}/report.json"
+    folder = run_folder(exp, store)
+    name = str(folder.relative_to(store)/"report.json")
     to_distil = exp.method == "mtt" and not distilled_in(exp, folder)
     needs = [_experts(made, exp)] if to_distil else []
     made["runs"].setdefault(name, dict(words=words(exp), needs=needs))
@@ -118,7 +119,8 @@ def _item(made, name, notebook, given, store):
 def _there(made, name, store):
     "Is it in the store?"
     if name not in made["buffers"]: return (store/name).exists()
-    return not missing_experts(SimpleNamespace(**made["buffers"][name]), store/name)
+    wanted = SimpleNamespace(experts=made["buffers"][name]["experts"]) # as an experiment has them
+    return not missing_experts(wanted, store/name)
 
 # %% ../../nbs/reproduction/79_plan.ipynb #e97a0b46
 def lacking(

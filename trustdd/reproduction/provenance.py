@@ -37,7 +37,7 @@ class _Source:
 
     def has(self, what): return (self.folder/f"{what}.safetensors").exists()
     def logits(self): return Logits.load(self.folder/"logits.safetensors")
-    def scores(self, kind): return Scores.load(self.folder/"scores.safetensors")
+    def scores(self, kind): return Scores.load(self.folder/"scores.safetensors") # MSP only
 
 # %% ../../nbs/reproduction/80_provenance.ipynb #a239605b
 def _sources(
@@ -234,7 +234,7 @@ def explain(
     if cell.fields.get("source") == "published":
         return Trace(cell, [], "none: the row quotes the literature", *nothing, _literature(cell))
     if not behind: return Trace(cell, [], "none: the row was made without any run", *nothing)
-    how = f"{len(behind)} of the {len(cell.about['runs'])} of the entry, which the row names"
+    how = f"{len(behind)}, which the row names, of the {len(cell.about['runs'])} behind all rows"
     again = _again(cell, behind, values, _sources(cell, runs, "against"))
     if again is None:
         return Trace(cell, behind, how, values, None, None, [_why_not(cell, behind, values)])
