@@ -139,7 +139,7 @@ def _tyro(commands, words):
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
     except SystemExit as e:
         if e.code: raise UserError(_one_line(err.getvalue()) + _more(words[0])) from None
-        print(re.sub(r"\s*\(default:\s+(None|'')\)", "", out.getvalue()), end="")
+        print(re.sub(r"\s*\(default:\s+(None|'')?\)", "", out.getvalue()), end="")
         raise
 
 def _more(command): return f" (trustdd {command} --help lists its flags)"
