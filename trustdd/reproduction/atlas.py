@@ -77,7 +77,7 @@ def _make(
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #65390c5d
 ALONE = ("fig20", "tab14") # they measure seconds and memory
-_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # many runs, few of them in two items
+_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # many runs of their own
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #98fac13d
 def _tried(wanted, late):
