@@ -98,7 +98,7 @@ def _fingerprint(notebook, parameters:dict, outputs) -> str:
 
 # %% ../../nbs/reproduction/76_artifacts.ipynb #d74114de
 def _described_runs(outputs):
-    "The names of runs in a figure's description; of a cut one none, and its stamp does not fit."
+    "The names of runs in a figure's description; none if damaged (its stamp does not fit then)."
     found = []
     for file in (p for p in outputs if p.suffix == ".json"):
         try: found += dict(read_json(file)).get("runs", [])
@@ -112,7 +112,7 @@ def _run_files(store, runs):
     return found
 
 def _on_these_images(store, runs) -> str:
-    "What the images of runs, and the sets their data sets are usually tested on, are known by now."
+    "The identities the images of runs have now, and which of the usual OOD sets are here; JSON."
     asked = set()
     for run in runs:
         try: config, images = map(read_json, (store/run/"config.json", store/run/"images.json"))

@@ -77,7 +77,7 @@ def _make(
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #65390c5d
 ALONE = ("fig20", "tab14") # they measure seconds and memory
-_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # few runs are in two
+_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # many runs of their own
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #98fac13d
 def _tried(wanted, late):
@@ -145,7 +145,7 @@ def requested(
     parameters=None,        # further parameters, for every notebook asked for
     folder=None,            # of the notebooks
 ) -> dict:
-    "Name → (name, notebook, its parameters, folder of the results), those to be made first first."
+    "Name → (name, notebook, its parameters, folder of the results), in the order of making."
     check_choice("preset", preset, PRESETS)
     known, out = item_notebooks(folder), Path(out or project_root()/"figures"/preset).resolve()
     for name in only: check_choice("item", name, known)

@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def key(self) -> dict:
-        "The fields that tell the row from others."
+        "The fields that identify the row: no statistics, intervals or provenance."
         other = (*STATISTICS, *_PROVENANCE, self.column)
         return {k: v for k, v in self.fields.items() if k not in other and not is_end(k)}
 

@@ -33,7 +33,7 @@ def _supported(
 @dataclass(frozen=True)
 class Comparison:
     "A difference in percentage points between two configurations, tested and put in words."
-    held:object=None       # True, False, or None without an interval
+    held:object=None       # True, False, or None if not tested
     mean:float=math.nan    # A minus B; NaN if no OOD set is left to test on
     low:float=math.nan     # of the 95% interval; NaN without
     high:float=math.nan    # likewise
@@ -169,7 +169,7 @@ def _over(tests):
 
 # %% ../../nbs/reproduction/72_claims.ipynb #685c700d
 def _ood_numbers(groups, score):
-    "A row for each number: the sets of a group, its mean (`mean`: near and far), the next group."
+    "A row per number: near sets, their mean, far sets, theirs, both (`mean`), noise, its mean."
     import pandas as pd
     rows, first = [], next(iter(groups.values()))
     for (ipc, outliers), report in groups.items():

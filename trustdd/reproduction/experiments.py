@@ -47,8 +47,8 @@ def control_experiments(
 _SHOWN = ("smoke", "paper")
 
 def shows_controls(
-    item,           # a `PaperItem`; its preset has controls, or not
-    asked:str="",   # yes or no; as the preset says if empty
+    item,           # a `PaperItem`
+    asked:str="",   # yes or no; if empty, yes in the presets smoke and paper
 ) -> bool:
     "Are controls part of this figure or table?"
     check_choice("controls", asked, ("", "yes", "no"))
@@ -58,7 +58,7 @@ def shows_controls(
 def _against_controls(
     groups:dict,                # name → finished runs, of `control_experiments`
     name:str,                   # which of them is compared with all controls
-    compare,                    # from the chapter on claims
+    compare,                    # the function of that name, from the chapter on claims
     statistic:str="mean_auroc", # or accuracy
     score:str="msp",            # which score of the images
 ) -> dict:
@@ -70,7 +70,7 @@ def _against_controls(
 # %% ../../nbs/reproduction/73_experiments.ipynb #774a3782
 def controls_tests(
     groups:dict,        # name → finished runs, of `control_experiments`
-    compare,            # from the chapter on claims
+    compare,            # the function of that name, from the chapter on claims
     score:str="msp",    # which score of the images
 ) -> dict:
     "Name → `Comparison`: POE as drawn over each control; distilled over that and each control."
@@ -129,7 +129,7 @@ def digit_sets(
     dataset:str="", # names with commas; those that are here if empty
     root=None,      # where data sets are
 ) -> tuple:
-    "(the sets to use, the names of those that are missing)."
+    "(The sets to use; those that are missing: sets of digits, and notMNIST for MNIST and USPS)."
     asked = [n.strip() for n in dataset.split(",") if n.strip()]
     used = asked or [n for n in _DIGIT_SETS if have(n, root)]
     missing = [] if asked else [n for n in _DIGIT_SETS if n not in used]
