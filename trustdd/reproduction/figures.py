@@ -58,7 +58,7 @@ _RC = {
 # %% ../../nbs/reproduction/67_figures.ipynb #ec0259e4
 @contextmanager
 def style():
-    "Draw in the companion's style: inside `with style():`, or with `@style()` above a function."
+    "Draw in the style of this book: inside `with style():`, or with `@style()` above a function."
     import matplotlib.style
     with matplotlib.style.context(["default", _RC]): yield
 
@@ -69,7 +69,7 @@ def render(
     dpi:int=_DPI,    # dots an inch
     metadata=None,   # entries of the file
 ) -> bytes:
-    "The figure as the bytes of a file of that kind; the same figure gives the same bytes."
+    "The figure as a file's bytes; always the same, if `metadata` drops dates (PDF, SVG)."
     out = io.BytesIO()
     with style():
         if fig.get_layout_engine():
@@ -119,7 +119,7 @@ def describe(
     claim=None,   # what it checks, in words
     verdict=None, # whether the claim held, with numbers
 ) -> dict:
-    "The description that goes into every file; raises `UserError` if a required entry is missing."
+    "The description of a figure or table; raises `UserError` if a required entry is missing."
     missing = [k for k in _REQUIRED if k not in meta]
     if missing:
         raise UserError(f"{name}: its description lacks {', '.join(missing)}; "
@@ -161,7 +161,7 @@ def write_files(
     name:str,   # such as fig02
     files:dict, # ending → text or bytes
 ) -> dict:
-    "Write NAME.ENDING for each, whole or not at all; ending → path."
+    "Write NAME.ENDING for each, each whole or not at all; ending → path."
     paths = {kind: Path(folder)/f"{name}.{kind}" for kind in files}
     for kind, data in files.items(): atomic_write(paths[kind], data)
     return paths

@@ -96,7 +96,7 @@ class PaperItem:
         return _grid(_added(self, fields), **{**usual, **fields, "seed": list(self.seeds)})
 
     def name_of(self, run) -> str:
-        "What the run store calls a run: PRESET/DATASET/METHOD-OUTLIERS/ipcN/seedS."
+        "What the run store calls a run: PRESET/DATASET/METHOD-OUTLIERS/ipcN/seedS, perhaps -HASH."
         return str(run.folder.absolute().relative_to(self.runs))
 
 # %% ../../nbs/reproduction/71_items.ipynb #fd176737

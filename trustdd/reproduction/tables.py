@@ -12,7 +12,7 @@ from ..evaluation.scores import METRICS
 from .figures import describe, label, mean_std, to_csv, to_json, write_files
 
 # %% ../../nbs/reproduction/68_tables.ipynb #a3536c26
-_SMALLER = ("fpr95_in", "fpr95_out", "ece", "aurc")
+_SMALLER = ("fpr95_in", "fpr95_out", "ece", "aurc") # less is better
 
 def _in_order(frame, keys):
     "The values of the keys as an index, in the order in which they first appear."
