@@ -12,7 +12,7 @@ from PIL import Image
 from trustdd.core.checks import UserError
 from trustdd.core.experiment import Experiment
 from trustdd.data.distilled_set import DistilledSet
-from trustdd.distillation.buffers import buffer_name
+from trustdd.distillation.buffers import Buffer, buffer_name, make_buffer
 from trustdd.distillation.distillation import distill
 from trustdd.evaluation.evaluation import evaluate
 from trustdd.networks.training import train
@@ -44,6 +44,15 @@ def here(tmp_path, monkeypatch):
     (tmp_path/"data").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_experts_of_other_images_in_another_root(here):
+    "Their files said nothing of images that lie in a folder given as `root`."
+    exp = Experiment(dataset="mnist", method="mtt", preset="smoke", ipc=1, experts=1, train_epochs=2, max_start_epoch=1, expert_epochs=1, zca=False)
+    for place, key in (("a", 1), ("b", 2)): write_images(here/place/"mnist", key)
+    made = make_buffer(exp, here/"experts", root=here/"a", progress=False)
+    assert made.snapshot(0, 1).equal(Buffer(here/"experts", exp, here/"a").snapshot(0, 1))
+    with pytest.raises(UserError, match="another experiment"): make_buffer(exp, here/"experts", root=here/"b", progress=False)
 
 
 def test_two_folders_of_one_name(here, monkeypatch):

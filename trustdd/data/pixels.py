@@ -19,8 +19,8 @@ from .sources import Listing
 
 # %% ../../nbs/data/21_pixels.ipynb #5927d616
 def _opened(item) -> Image.Image:
-    "A copy of a PIL image, or the image in a file, opened as a data set's files are."
-    if isinstance(item, Image.Image): return item.copy() # decoding turns it upright, in place
+    "A PIL image as it is, or the image in a file, opened as a data set's files are."
+    if isinstance(item, Image.Image): return item
     path = Path(item)
     return Listing(path.parent, (), (), (path.name,), "", {}).open(0)
 
@@ -63,7 +63,7 @@ def statistics_flaw(
     mean,   # a number for each channel, as somebody gives it
     std,    # likewise
 ) -> str:
-    "What is wrong with a mean and deviation of colours in [0, 1], in words; empty if nothing is."
+    "What is wrong with these numbers, each by itself, in words; empty if nothing is."
     for name, values in (("mean", mean), ("std", std)):
         numbers = isinstance(values, (list, tuple)) and all(type(v) in (int, float) for v in values)
         if not numbers or not all(abs(v) < math.inf for v in values):

@@ -46,8 +46,7 @@ def _expert_fields(exp:Experiment, root=None) -> dict:
     "The fields that decide what the experts are, and what their images are known by."
     if exp.method != "mtt":
         raise UserError(f"method = {exp.method!r} needs no experts; they are for mtt")
-    names = (*_ALWAYS, *_WITH[exp.outliers])
-    chosen = {k: v for k, v in to_dict(exp).items() if k in names}
+    chosen = {k: v for k, v in to_dict(exp).items() if k in (*_ALWAYS, *_WITH[exp.outliers])}
     aux = exp.aux or default_aux(exp.dataset) if exp.outliers == "oe" else ""
     return chosen | dict(images=image_identities(exp.dataset, aux, (), root))
 
@@ -69,6 +68,7 @@ def _one_thread(device):
 class _ExpertTraining:
     "What experts share: made once, used for all of them."
     exp:Experiment      # the experts
+    fields:dict         # what decides them: `_expert_fields`
     net:nn.Module       # the architecture
     fast:nn.Module      # the same, possibly compiled
     real:object         # rows → normalised images
@@ -76,14 +76,14 @@ class _ExpertTraining:
     pool:object         # real outliers, or None
 
     @classmethod
-    def prepare(cls, exp, dataset, pool, device="cpu"):
+    def prepare(cls, exp, fields, dataset, pool, device="cpu"):
         "Network, images and outliers, ready on the device."
         seed = stream(exp.expert_seed, "expert")
         net = from_experiment(exp, dataset.shape, dataset.n_classes, seed, device)
         seen = exp.train_epochs * len(dataset.images) * (2 if pool else 1)
         fast = in_precision(compiled(net, dataset.shape, seen), exp.precision, device)
         labels = dataset.labels.to(device)
-        return cls(exp, net.train(), fast, real_images(dataset, device), labels, pool)
+        return cls(exp, fields, net.train(), fast, real_images(dataset, device), labels, pool)
 
 # %% ../../nbs/distillation/37_buffers.ipynb #131c9ddc
 def _train_expert(
@@ -96,7 +96,7 @@ def _train_expert(
 ):
     "Train expert `k`, or go on with it; raises `FloatingPointError` or `OutOfTime`."
     timer, net = timer or StepTimer(), training.net
-    about = dict(fields=_expert_fields(exp), expert=k)
+    about = dict(fields=training.fields, expert=k)
     writer = TrajectoryWriter(folder, k, exp.train_epochs, flatten(net).numel(), about)
     if not writer.done:
         writer.append(flatten(initialise(net, stream(exp.expert_seed, "expert", k))))
@@ -138,9 +138,9 @@ def _check_room(exp, folder, dataset, n):
     writable(folder)
 
 # %% ../../nbs/distillation/37_buffers.ipynb #f1de30a7
-def _describe(exp, folder, dataset, root):
+def _describe(fields, folder, dataset):
     "Write `buffer.json`: which experts these are, and of which images."
-    about = seal(dict(fields=_expert_fields(exp, root), source=dataset.source))
+    about = seal(dict(fields=fields, source=dataset.source))
     with FileLock(folder/".lock"):
         remove_leftovers(folder, "buffer.json")
         atomic_write(folder/"buffer.json", json.dumps(about, indent=1) + "\n")
@@ -165,13 +165,14 @@ def _train_missing(exp, folder, dataset, device, root, progress):
     if not missing: return
     dataset = dataset or prepared(exp, root)
     _check_room(exp, folder, dataset, len(missing))
-    _describe(exp, folder, dataset, root)
+    fields = _expert_fields(exp, root)
+    _describe(fields, folder, dataset)
     seeded = replace(exp, seed=exp.expert_seed) # the seed also divides auxiliary images among slots
     pool = outlier_pool(seeded, dataset, root, device)
     bar = tqdm(total=len(missing) * exp.train_epochs, desc=f"experts {exp.dataset} {exp.outliers}",
                unit="epoch", disable=not (progress and is_main_process()))
     with bar, _one_thread(device):
-        training, timer = _ExpertTraining.prepare(exp, dataset, pool, device), StepTimer()
+        training, timer = _ExpertTraining.prepare(exp, fields, dataset, pool, device), StepTimer()
         for wait in (False, True):
             for k in missing:
                 with _held(folder, k, wait) as mine:
@@ -183,13 +184,13 @@ class Buffer:
     "The finished experts of an experiment; raises `UserError` for files that are not its experts."
     folder:Path     # where they are
     exp:Experiment  # how many there are, and which
+    root:object=None # where data sets are
     trajectories:list=field(default_factory=list, init=False) # one for each expert
 
     def __post_init__(self):
-        fields = _expert_fields(self.exp)
+        fields, n = _expert_fields(self.exp, self.root), self.exp.train_epochs
         for k in range(self.exp.experts):
-            about = dict(fields=fields, expert=k)
-            self.trajectories.append(Trajectory(self.folder, k, self.exp.train_epochs, about))
+            self.trajectories.append(Trajectory(self.folder, k, n, dict(fields=fields, expert=k)))
 
     def __repr__(self):
         exp = self.exp
@@ -220,7 +221,7 @@ def make_buffer(
     keep_memory()
     folder = Path(folder)
     with stop_together(): _train_missing(exp, folder, dataset, device, root, progress)
-    return Buffer(folder, exp)
+    return Buffer(folder, exp, root)
 
 # %% ../../nbs/distillation/37_buffers.ipynb #c1a17668
 def stored_buffers(

@@ -156,8 +156,9 @@ def unclear_statistics(
     low, high = x.min().item(), x.max().item()
     if -1.001 <= low < -0.9 and 0.9 < high <= 1.001: return "pixels from -1 to 1: by 0.5 and 0.5?"
     pairs = [published_statistics(dataset or "", later) for later in (False, True)]
-    by_dc = str(method or got.layout).lower() in ("dc", "dsa", "dm") and got.outliers is None
-    if low >= 0 or not by_dc or not all(pairs): return ""
+    by_dc = got.layout == "dc" or str(method).lower() in ("dc", "dsa", "dm")
+    ours = got.outliers is not None and "outliers" not in got.files # TrustDD's code has no pairs
+    if low >= 0 or ours or not by_dc or not all(pairs): return ""
     texts = [" and ".join(",".join(map(str, v)) for v in pair) for pair in pairs]
     return f"DC's code first had {texts[0]}, later versions {texts[1]}"
 
@@ -200,8 +201,7 @@ def claim_of(
         found = _claimed(claimed)
         return dict(mean=found[0], std=found[1] if len(found) > 1 else None, source="as given")
     if not claims: return None
-    model = "ConvNet" if "ConvNet" in claims else next(iter(claims))
-    values = claims[model]
+    values = claims[model := "ConvNet" if "ConvNet" in claims else next(iter(claims))]
     spread = stdev(values) if len(values) > 1 else None
     source = f"{len(values)} network{'s' * (len(values) > 1)} {model}, in the file"
     return dict(mean=mean_of(values), std=spread, source=source)

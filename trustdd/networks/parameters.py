@@ -15,7 +15,7 @@ from ..core.randomness import to_device
 @torch.no_grad()
 def initialise(
     net:nn.Module,               # changed in place
-    generator:torch.Generator,   # the only source of randomness, on the CPU
+    generator:torch.Generator,   # on the CPU; nothing else is random
 ) -> nn.Module:
     "Fresh parameters: uniform within ±1/√fan_in in conv and linear layers; 1 and 0 in norms."
     for m in net.modules():
