@@ -27,11 +27,12 @@ def kept(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_goes_there_and_back(tmp_path, kept):
-    run(tmp_path/"a", config__json="{}", checkpoint__safetensors="276")
+    run(tmp_path/"a", config__json="{}", checkpoint__safetensors="276", dynamics__jsonl="0, 200")
     unfinished.keep(tmp_path/"a")
     unfinished.lay_back(tmp_path/"b")
     assert (tmp_path/"b"/NAME/"checkpoint.safetensors").read_text() == "276"
     assert (tmp_path/"b"/NAME/"config.json").read_text() == "{}"
+    assert (tmp_path/"b"/NAME/"dynamics.jsonl").read_text() == "0, 200"
 
 
 def test_what_is_there_is_left_alone(tmp_path, kept):

@@ -14,7 +14,8 @@ from trustdd.core.checks import UserError, check_choice
 from trustdd.core.storage import atomic_write
 
 KEPT = Path(__file__).resolve().parent.parent/"published"/"unfinished"
-FILES = ("config.json", "images.json", "checkpoint.safetensors")
+# What was seen on the way comes after the checkpoint: rows too many do no harm, a missing one cannot be made again.
+FILES = ("config.json", "images.json", "checkpoint.safetensors", "dynamics.jsonl")
 DONE = ("distilled.safetensors", "side.safetensors")
 
 
