@@ -136,7 +136,7 @@ class KMeansImages(Method):
 
 @method("herding")
 class HerdingImages(Method):
-    "Per class, real images whose mean is nearest to the class mean; outliers as drawn."
+    "Per class, real images that one by one bring their mean to the class mean; outliers as drawn."
     state, settings = MatchingState, CoresetSettings
     iterates = False
 

@@ -21,7 +21,7 @@ class Method:
     "A method of distillation. Subclass it, and register the class with `@method(NAME)`."
     state:type = None       # the dataclass of its state
     settings:type = Settings    # a dataclass of its own settings, if it has any
-    iterates:bool = True    # False if the start is the result already, as for a coreset
+    iterates:bool = True    # False if the start is the result, as for chosen real images
     logged:tuple = ("loss", "loss_outliers") # names of the two numbers in `state.losses`
 
     def __init__(self, name:str): self.name = name
@@ -75,6 +75,7 @@ def method(
             raise UserError(f"method {names[0]!r} iterates, but its settings have no `iterations`; "
                             "add that field, or set iterates = False")
         for name in names:
+            # a built-in one is not your own, even if its chapter defines it again
             before = type(_methods.get(name, cls(name))).__module__
             if not before.startswith("trustdd."): remember("method", name, cls)
             _methods[name] = cls(name)

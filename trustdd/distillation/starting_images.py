@@ -24,8 +24,8 @@ class MatchingState:
     velocity:torch.Tensor       # momentum of the images, of their shape
     velocity_out:torch.Tensor   # momentum of the outliers, of their shape
     iteration:int=0             # iterations done
-    losses:list=field(default_factory=list) # of each: (images, outliers), means per class and step
-    seconds:float=0.0           # that they took, over all attempts
+    losses:list=field(default_factory=list) # an iteration: (images, outliers), means per class
+    seconds:float=0.0           # that the iterations took, over all attempts
 
 # %% ../../nbs/distillation/31_starting_images.ipynb #f4957f37
 def real_rows(
