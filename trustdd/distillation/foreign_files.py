@@ -121,7 +121,6 @@ def dims(x) -> int:
     "How many dimensions a tensor has; 0 for anything else."
     return x.ndim if isinstance(x, torch.Tensor) else 0
 
-
 # %% ../../nbs/distillation/41_foreign_files.ipynb #9f3abe93
 _TORCH, _NPY = "a file of torch.save", "a numpy array (.npy)"
 _NPZ = "an archive of numpy arrays (.npz)"
