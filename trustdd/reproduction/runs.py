@@ -33,7 +33,7 @@ from trustdd.reproduction.run_store import (
     begin, check_unchanged, claimed, distilled_in, is_finished, listed, reuse_distilled, Run,
     run_folder)
 from .sides import distill_by_sides, distill_with_state, has_sides
-from .validation import validate, validation_sets
+from .validation import snapshots_before, validate, validation_sets
 
 # %% ../../nbs/reproduction/62_runs.ipynb #e0977322
 def _distilled(exp, dataset, folder, runs, device, root, **options):
@@ -57,6 +57,7 @@ def _found(exp, folder):
     "The stored set, if it is that of `exp`; a checkpoint that outlived it is removed."
     syn = DistilledSet.load(file := folder/"distilled.safetensors")
     check_same_experiment(exp, syn.provenance.get("experiment", {}), file)
+    snapshots_before(exp, folder/"dynamics.jsonl")
     (folder/"checkpoint.safetensors").unlink(missing_ok=True)
     return syn
 
@@ -65,8 +66,7 @@ def _as_a_whole(exp, dataset, folder, runs, device, root, options):
     "(set, losses, seconds); a method without iterations has no losses."
     checkpoint = folder/"checkpoint.safetensors"
     def snapshot(state):
-        if state.iteration in exp.watch:
-            validate(exp, state, dataset, folder/"dynamics.jsonl", device, root)
+        if exp.watch: validate(exp, state, dataset, folder/"dynamics.jsonl", device, root)
     if 0 in exp.watch and not broadcast_from_rank0(checkpoint.exists()):
         snapshot(initial_state(exp, dataset, outlier_pool(exp, dataset, root)))
     if exp.method == "mtt": options["buffer"] = runs/buffer_name(exp, root)
