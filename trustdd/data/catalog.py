@@ -17,7 +17,7 @@ from .packaged import (
     download, download_stamp, embedded_images, scanned_digits, subjects)
 from .readers import read_tree, Split, to_shape
 from .names import DOWNLOADS, EMBEDDED, is_known, resolve_name, SELECTIONS, unknown
-from .own import is_own, own_images
+from .own import is_own, own_folder, own_images
 from .sources import find_folder, list_images, split_folders
 
 # %% ../../nbs/data/15_catalog.ipynb #3ea22fd8
@@ -103,7 +103,7 @@ def image_stamp(
     name,       # as for `load_dataset`
     root=None,  # the same
 ) -> str:
-    "A fingerprint of the files behind a folder or tree, else \"\"; `UserError` for a wrong path."
+    "A fingerprint of a set's files, \"\" if it has none here; `UserError` for a wrong path."
     name, root, _ = resolve_name(name, root)
     return _stamp(SELECTIONS[name].dataset if name in SELECTIONS else name, root)
 
@@ -218,10 +218,10 @@ def class_folders(
     root=None,  # the data folder
 ) -> tuple[str, ...]:
     "The class folders that a set takes its images from; () if it lies in no folder."
-    plain, root, _ = resolve_name(name, root)
+    plain, root, _ = resolve_name(own_folder(name, part) or name, root)
     some = SELECTIONS.get(plain)
     plain = some.dataset if some else plain
-    folder, keep = (None, ()) if plain in EMBEDDED or is_own(name) else find_folder(plain, root)
+    folder, keep = (None, ()) if plain in EMBEDDED or is_own(plain) else find_folder(plain, root)
     if not folder: return ()
     there = split_folders(folder)
     inside = (there.get(part) or there.get("all") or folder).iterdir()
@@ -242,7 +242,7 @@ def shared_classes(
     dataset,    # the in-distribution `Dataset`
     root=None,  # the data folder
 ) -> list[str]:
-    "The classes of `dataset` that an OOD set has, too; two sets that the program knows have none."
+    "The classes of `dataset` that an OOD set has, too; two known sets are not compared: none."
     if is_known(name) and is_known(dataset.name) and name not in EMBEDDED: return []
     plain, _, _ = resolve_name(name, root)
     theirs = subjects(plain) if plain in EMBEDDED else class_folders(name, "test", root)
