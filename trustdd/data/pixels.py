@@ -26,6 +26,7 @@ def _opened(item) -> Image.Image:
 
 def _decoded(items, shape) -> torch.Tensor:
     "PIL images and files as uint8 (n, C, S, S)."
+    if not items: raise UserError("images: none were given")
     for x in items:
         if isinstance(x, (str, Path, Image.Image)): continue
         raise UserError(f"images: a list must hold files or PIL images, not a {type(x).__name__}")
@@ -41,14 +42,15 @@ def as_pixels(
     "The images as uint8 (n, C, S, S); `UserError` for anything that is no image."
     if isinstance(images, Dataset): images = images.test_images
     if isinstance(images, (str, Path, Image.Image)): images = [images]
-    if not len(images): raise UserError("images: none were given")
     if isinstance(images, (list, tuple)):
         dims = [getattr(part, "ndim", 1) for part in images]
         if dims != [4, 1]: return _decoded(images, shape) # files or PIL images
         images = images[0] # of a pair; beside them are their labels
-    x = torch.as_tensor(images).detach().cpu()
+    try: x = torch.as_tensor(images).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"images: a {type(images).__name__} holds no pixels") from None
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel():
-        raise UserError(f"images of shape {tuple(x.shape)}: needed is (n, 1 or 3, H, W)")
+        raise UserError(f"images of shape {tuple(x.shape)}: needed is (n, 1 or 3, H, W), n > 0")
     if x.is_floating_point():
         if not ((x >= 0) & (x <= 1)).all():
             raise UserError(f"images run from {x.min():.3g} to {x.max():.3g}: floats must lie in "

@@ -33,8 +33,8 @@ class TrajectoryState:
     lr:torch.Tensor             # α, of shape ()
     velocity_lr:torch.Tensor    # momentum of α
     iteration:int=0             # iterations done
-    losses:list=field(default_factory=list) # (𝓛, α after the step) of each
-    seconds:float=0.0           # that they took, over all attempts
+    losses:list=field(default_factory=list) # (𝓛, α after the step) of each iteration
+    seconds:float=0.0           # that the iterations took, over all attempts
 
 # %% ../../nbs/distillation/39_trajectory_matching.ipynb #6cb8002b
 def _start(exp, dataset, pool=None, device="cpu") -> TrajectoryState:
