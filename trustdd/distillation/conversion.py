@@ -17,7 +17,6 @@ from ..data.names import IMAGENET_SUBSETS, plain_name
 from .conventions import PUBLISHED, published_numbers
 from .foreign_files import by_number, kind_of
 
-
 # %% ../../nbs/distillation/44_conversion.ipynb #f0eafb33
 def _arranged(what, x, dataset):
     "`x` as (n, C, H, W), or `UserError`."
@@ -119,7 +118,10 @@ def to_labels(
         if y.shape[1] != k:
             raise UserError(f"{what} have {y.shape[1]} columns, but dataset {name!r} "
                             f"has {k} classes")
-        y, *found = _rows(what, y, soft)
+        if (rows := _rows(what, y, soft)) is None:
+            raise UserError(f"{what} are neither one-hot nor probabilities; give soft, softmax "
+                            "or argmax")
+        y, *found = rows
     elif soft: raise UserError(f"soft = {soft!r}, but {what} are one number for each image")
     y = _numbers(what, y, n)
     if y.min() < 0 or y.max() >= k:
@@ -161,7 +163,6 @@ def _without_names(dataset, data, classes):
     raise UserError(f"labels of {dataset.name} count in {whose}, which its class names "
                     f"({', '.join(classes[:3])} …) do not show; give classes in the file's order")
 
-
 # %% ../../nbs/distillation/44_conversion.ipynb #192af14a
 def _numbered(names):
     "(the word, the numbers) of names such as class_0, class_1; (None, []) for others."
@@ -182,7 +183,6 @@ def _by_number(found, data, classes):
         return [order[subset.index(n)] for n in numbers], "of ImageNet's numbers"
     starts = (0, 1) if word == "" else (0,)
     return None if numbers in [[*range(s, s + k)] for s in starts] else ()
-
 
 # %% ../../nbs/distillation/44_conversion.ipynb #f2377230
 def _by_folders(found, dataset, data, classes):
@@ -217,7 +217,6 @@ def label_order(
     by_folders = _by_folders(names, dataset, data, classes) if found else None
     order, whose = by_folders or _without_names(dataset, data, classes)
     return torch.tensor(order), whose
-
 
 # %% ../../nbs/distillation/44_conversion.ipynb #d0dd9a46
 def renumbered(

@@ -55,7 +55,6 @@ def ood_names(
     def here(name): return at_hand(name) if at_hand else have(name, root)
     return tuple(n for n in of_suite if here(n) or not names and not by_hand(n))
 
-
 # %% ../../nbs/evaluation/50_ood_sets.ipynb #25f7c4ba
 def missing_sets(
     ood,        # as for `ood_names`
@@ -66,7 +65,6 @@ def missing_sets(
     suite = _asked(ood)[1]
     lost = [n for n in ood_suite(dataset, suite) if n not in used] if suite else []
     return f"missing of {suite}: {', '.join(lost)}" if lost else ""
-
 
 # %% ../../nbs/evaluation/50_ood_sets.ipynb #ad52d3f2
 _SAME = 0.5 # fraction of the smaller set from which on two sets are one
@@ -123,13 +121,13 @@ def load_ood_sets(
                              f"{dataset.name}, corrupted by {name.removeprefix('corrupted-')}")
         else:
             shared[name] = shared_classes(asked, dataset, root)
-            if shared[name] and not ood: continue # one of the usual sets
+            if shared[name] and _asked(ood)[1]: continue # one of a suite
             images[name] = load_ood(asked, dataset.shape, root)
             sources[name] = outside_source(asked, dataset.shape, root)
     for name in (name for name, x in images.items() if len(x) == 1):
         raise UserError(f"ood = {name!r} has a single image; an AUROC needs two or more, and "
                         "says something from about fifty on")
-    for name in (name for name in images if name in ("in", "near", "far", "mean")):
+    for name in (name for name in images if name in ("in", "near", "far", "mean", "noise")):
         raise UserError(f"ood names a set called {name!r}, as results call something else; rename "
                         "its folder")
     _check_overlap(images, sources, dataset)
