@@ -108,7 +108,7 @@ def _too_deep(value, most=50) -> bool:
 
 # %% ../../nbs/core/01_checks.ipynb #31fa6c0d
 def from_json(text:str):
-    "The value of a JSON text; `ValueError` if this program could not have written it."
+    "The value of a JSON text; `ValueError` for what this program never writes, such as NaN."
     try: value = json.loads(text, object_pairs_hook=_object, parse_float=_finite,
                             parse_int=_whole, parse_constant=_finite)
     except RecursionError: value, deep = None, True

@@ -42,14 +42,14 @@ def pick_device(
 ) -> torch.device:
     "The device called `name`; raises `UserError` if it is unknown or not there."
     if str(name) == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = str(name).partition(":")
+    kind, colon, index = str(name).partition(":")
     mps = int(torch.backends.mps.is_available())
     there = {"auto": 0, "cpu": 1, "cuda": torch.cuda.device_count(), "mps": mps}
     check_choice("device", kind, there)
-    if (index and not index.isdigit()) or int(index or 0) >= there[kind]:
+    if (colon and not index.isdecimal()) or int(index or 0) >= there[kind]:
         have = ", ".join(k for k, n in there.items() if n)
         raise UserError(f"device = {str(name)!r} is not on this machine; it has: {have}")
-    return torch.device(str(name))
+    return torch.device(kind, int(index)) if colon else torch.device(kind)
 
 # %% ../../nbs/core/02_randomness.ipynb #7396c365
 def to_device(
