@@ -75,7 +75,7 @@ class PaperItem:
         ipcs = scope["mtt_ipcs"] if self.mtt else (scope["ipc"],)
         seeds = scope["mtt_seeds" if self.mtt else "seeds"]
         if self.many: seeds = seeds[:scope["many_seeds"]]
-        own = self.dataset or Experiment(preset=self.preset).dataset # several with commas: only named
+        own = self.dataset or Experiment(preset=self.preset).dataset # commas: several, to be shown
         if "," not in own: self._set("dataset", absolute_name("dataset", own))
         self._set("ipc", whole_numbers("ipc", self.ipc) if self.ipc != "" else ipcs)
         self._set("seeds", whole_numbers("seeds", self.seeds) if self.seeds != "" else seeds)
