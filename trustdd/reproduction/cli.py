@@ -113,8 +113,7 @@ class Status(Command):
 
     def run(self, fields) -> int:
         "Prints a line for each, and what would be made."
-        from trustdd.reproduction.plan import plan
-        from trustdd.reproduction.plan import as_text, forecast, status_of
+        from trustdd.reproduction.plan import as_text, forecast, plan, status_of
         states = status_of(self.preset, self.only, self.runs, self.out)
         todo = [s.name for s in states if s.state != "up to date"]
         needed, store = plan(self.preset, todo, self.runs), runs_root(self.runs)
