@@ -127,7 +127,7 @@ def load_ood_sets(
     for name in (name for name, x in images.items() if len(x) == 1):
         raise UserError(f"ood = {name!r} has a single image; an AUROC needs two or more, and "
                         "says something from about fifty on")
-    for name in (name for name in images if name in ("in", "near", "far", "mean", "noise")):
+    for name in (name for name in images if name in ("in", "near", "far", "mean")):
         raise UserError(f"ood names a set called {name!r}, as results call something else; rename "
                         "its folder")
     _check_overlap(images, sources, dataset)
