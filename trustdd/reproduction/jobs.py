@@ -79,7 +79,7 @@ def in_processes(
         while todo or running:
             while todo and len(running) < workers: running.add(pool.submit(work, *todo.pop(0)))
             over, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            for job in over: _check(pool, job)
+            _check(pool, over, running)
             ended += len(over)
             bar.update((done() if done else ended) - bar.n)
         bar.update(bar.total - bar.n)
@@ -89,11 +89,18 @@ def _in_turn(work, tasks, what, progress, threads):
     with torch_threads(threads or torch.get_num_threads()):
         for task in tqdm(tasks, desc=what, disable=not progress): work(*task)
 
-def _check(pool, job):
-    "Raise the error of a finished job, if any; the others are waited for only if time is over."
-    if isinstance(job.exception(), (type(None), OutOfTime)): return job.result()
-    pool.shutdown(wait=False)
-    job.result()
+def _check(pool, over, running):
+    "Raise an error of a finished job, if any; if it is that time is over, once all have ended."
+    errors = _errors(over)
+    if not errors: return
+    if isinstance(errors[0], OutOfTime): errors = _errors(over | wait(running).done)
+    else: pool.shutdown(wait=False)
+    raise errors[0]
+
+def _errors(jobs):
+    "What finished jobs raised; `OutOfTime`, which is no failure, last."
+    errors = [job.exception() for job in jobs if job.exception()]
+    return sorted(errors, key=lambda e: isinstance(e, OutOfTime))
 
 # %% ../../nbs/reproduction/58_jobs.ipynb #c3b6be16
 def _side_by_side(exp, folder, workers, root, progress):

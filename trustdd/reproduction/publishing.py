@@ -38,18 +38,22 @@ def _fit(scores, report):
 def _near(a, b): return len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b))
 
 # %% ../../nbs/reproduction/63_publishing.ipynb #45607509
+def _fitting(run, folder):
+    "The scores of a run or None; `UserError` if the report in the folder was not made of them."
+    try: scores = run.scores()
+    except UserError: return None
+    if _fit(scores, Report.load(folder)): return scores
+    raise UserError(f"the scores of {run.folder} are not those "
+                    f"that the report in {folder} was made of")
+
 def add_scores(
     run:Run,        # the run, with its scores or its logits
     folder,         # of the same run in another store, which has a report
 ) -> bool:
     "Write `scores.safetensors` beside a report, if there are any; `UserError` if they do not fit."
-    try: scores = run.scores()
-    except UserError: return False
-    if not _fit(scores, Report.load(folder)):
-        raise UserError(f"the scores of {run.folder} are not those "
-                        f"that the report in {folder} was made of")
-    scores.save(Path(folder)/"scores.safetensors")
-    return True
+    scores = _fitting(run, folder)
+    if scores: scores.save(Path(folder)/"scores.safetensors")
+    return bool(scores)
 
 # %% ../../nbs/reproduction/63_publishing.ipynb #45a2020b
 _ALWAYS = ("config.json", "images.json", "report.json", "ood.csv", "log.jsonl", "dynamics.jsonl")
@@ -61,11 +65,12 @@ def publish(
 ):
     "Copy a finished run into another store; its set only if all of it was distilled, not drawn."
     folder, names = Path(to, *run.folder.parts[-5:]), list(_ALWAYS)
+    scores = _fitting(run, run.folder) # before anything is written
     if logits: names.append("logits.safetensors")
     if _is_synthetic(run.exp): names.append("distilled.safetensors")
     for name in names:
         if (run.folder/name).is_file(): atomic_write(folder/name, (run.folder/name).read_bytes())
-    add_scores(run, folder)
+    if scores: scores.save(folder/"scores.safetensors")
 
 def _is_synthetic(exp):
     "Was all of the set distilled, nothing just drawn from real images?"
