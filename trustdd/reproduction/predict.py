@@ -72,7 +72,7 @@ def _output(out, *inputs) -> Path:
 @dataclass(frozen=True)
 class Reject:
     "Make a model of a distilled set: networks with a threshold, for trustdd predict."
-    file:FileName=MISSING           # a distilled set, NAME.safetensors
+    file:FileName=MISSING           # a distilled set, NAME.safetensors, or a run's folder
     out:str=MISSING                 # the model to write, NAME.safetensors
     n_nets:int|None=None            # networks, which answer together; as the set's experiment says
     accept:float=0.95               # share of the held-out images to accept
