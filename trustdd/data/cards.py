@@ -26,13 +26,15 @@ def claimed_text(
 
 # %% ../../nbs/data/22_cards.ipynb #6fcac7a4
 def _numbers(values): return ", ".join(f"{v:.4g}" for v in values)
+_USED = ("lr_eval", "strategy", "epochs", "model", "batch_eval", "dataset") # of the experiment
 
 def card_of(
     syn, # a distilled set
 ) -> dict:
     "How the set is to be used, and who made it from what: a few words under each heading."
     made = syn.provenance
-    exp, imported = made.get("experiment", {}), made.get("imported", {})
+    exp = made.get("experiment") or dict.fromkeys(_USED, "unknown")
+    imported = made.get("imported", {})
     zca, claimed = exp.get("zca"), imported.get("claimed")
     plain = f"mean {_numbers(syn.mean)}; std {_numbers(syn.std)}"
     method = imported.get("method") or exp.get("method", "unknown")
@@ -66,6 +68,7 @@ def _write_torch(content, path):
     atomic_write(path, data.getvalue())
     return path
 
+# %% ../../nbs/data/22_cards.ipynb #e9f2672b
 def _as_dc(syn, folder):
     "`res_METHOD_DATA_MODEL_Nipc.pt`: lists of one experiment."
     exp, labels = syn.provenance["experiment"], syn.labels if syn.soft is None else syn.soft
@@ -79,7 +82,7 @@ def _as_dc(syn, folder):
     return _write_torch(content, folder/name)
 
 def _as_mtt(syn, folder):
-    "A tensor in each file."
+    "A file for each part."
     parts = dict(images=syn.images, labels=syn.labels if syn.soft is None else syn.soft)
     parts["classes"] = list(syn.classes) # in the order that the labels count
     if syn.lr is not None: parts["lr"] = torch.tensor(syn.lr, dtype=torch.float64)
@@ -97,11 +100,14 @@ def _as_folder(syn, folder):
     kinds = {"outliers": len(syn.outliers), "soft labels": syn.soft is not None, "whitening": zca}
     if what := [k for k, there in kinds.items() if there]:
         raise UserError(f"layout = 'folder' has no place for {what[0]}; choose dc or mtt")
+    folders = [c.replace("/", "-") for c in syn.classes] # Fashion-MNIST has a T-shirt/top
+    if len(set(folders).difference(("", ".", ".."))) < len(folders):
+        raise UserError("layout = 'folder': not every class can name a folder; choose dc or mtt")
     mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (syn.mean, syn.std))
     pixels = (255 * (syn.images * std + mean)).round().clamp(0, 255).to(torch.uint8)
     exact = torch.equal(pixels.float().div_(255).sub_(mean).div_(std), syn.images)
     kind = "png" if exact else "npy"
-    names = [f"{syn.classes[c]}/{i:05d}.{kind}" for i, c in enumerate(syn.labels.tolist())]
+    names = [f"{folders[c]}/{i:05d}.{kind}" for i, c in enumerate(syn.labels.tolist())]
     _check_alone(folder, "*/*", names)
     for i, name in enumerate(names):
         data = io.BytesIO()
@@ -120,4 +126,7 @@ def export_as(
 ) -> Path:
     "Write the set in another code's layout; returns the file or folder to import again."
     write = _LAYOUTS[check_choice("layout", layout, _LAYOUTS)]
+    if not syn.provenance.get("experiment"):
+        raise UserError("only a set that says which experiment made it can be exported; "
+                        "give its provenance an experiment: to_dict(Experiment(dataset=...))")
     return write(syn, Path(folder))

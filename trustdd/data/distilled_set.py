@@ -36,7 +36,7 @@ class DistilledSet:
     std:tuple               # likewise
     provenance:dict         # "experiment" and what made it
     lr:float=None           # the learned step size to train with (mtt), or None
-    soft:torch.Tensor=None  # (n, k) float32, soft labels to train with; `labels` are their largest
+    soft:torch.Tensor=None  # (n, k) float32, soft labels; `labels` names the largest of each
 
     @property
     def shape(self) -> tuple: return tuple(self.images.shape[1:])
@@ -51,7 +51,7 @@ class DistilledSet:
 # %% ../../nbs/data/23_distilled_set.ipynb #0651f0f0
 @patch
 def __repr__(self:DistilledSet):
-    e = self.provenance.get("experiment") or dict.fromkeys(MAIN)
+    e = dict.fromkeys(MAIN) | self.provenance.get("experiment", {})
     method = self.provenance.get("imported", {}).get("method") or e["method"]
     return (f"DistilledSet({len(self.images)} images and {len(self.outliers)} outliers of "
             f"{self.shape}, {self.n_classes} classes; {e['dataset']}, {method}, outliers "
@@ -73,8 +73,9 @@ def denormalise(self:DistilledSet,
 # %% ../../nbs/data/23_distilled_set.ipynb #bd8a5c8a
 def _firsts(syn, n:int) -> torch.Tensor:
     "For each of the first `n` classes an image, and below these their slots' first outliers."
-    like = syn.soft if syn.soft is not None else syn.labels[:, None] == torch.arange(n)
-    rows = [syn.images[[int(like[:, c].float().argmax()) for c in range(n)]]]
+    like = syn.labels[:, None] == torch.arange(n) if syn.soft is None else syn.soft[:, :n]
+    share, first = like.float().max(0)
+    rows = [syn.images[first] * (share > 0).view(-1, 1, 1, 1)] # 0, the mean, for a class without
     if len(syn.outliers) >= syn.n_classes:
         rows.append(syn.outliers[::len(syn.outliers) // syn.n_classes][:n])
     return torch.cat(rows)
@@ -141,7 +142,7 @@ def save(self:DistilledSet,
     "Write one safetensors file, whole or not at all; the same set gives the same bytes."
     meta = dict(format=_FORMAT, classes=list(self.classes), mean=list(self.mean),
                 std=list(self.std), provenance=self.provenance)
-    if self.lr is not None: meta["lr"] = self.lr
+    if self.lr is not None: meta["lr"] = float(self.lr)
     tensors = dict(images=self.images, labels=self.labels, outliers=self.outliers)
     if self.soft is not None: tensors["soft"] = self.soft
     write_safetensors(path, tensors, {"trustdd": json.dumps(meta, sort_keys=True)})

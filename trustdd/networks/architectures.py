@@ -92,7 +92,7 @@ def _mlp(shape, n_classes, norm="none", hidden=128) -> Network:
 
 # %% ../../nbs/networks/25_architectures.ipynb #84f59bd2
 def _lenet(shape, n_classes, norm="none") -> Network:
-    "LeNet-5 with same-padded convolutions (LeCun et al. 1998), for sides of 4 pixels or more."
+    "The LeNet of dataset condensation, all convolutions padded, for sides of 4 pixels or more."
     _need_side("lenet", shape, 4)
     n = 16 * (shape[1] // 4) * (shape[2] // 4)
     convolutions = [
@@ -211,7 +211,7 @@ def from_experiment(exp, shape, n_classes, generator, device="cpu", model=None) 
 # %% ../../nbs/networks/25_architectures.ipynb #52f39ef5
 def network_skeleton(
     config:dict,    # model, width, depth, norm, act, pool: arguments of `build_network`
-    shape:tuple,    # (C, S, S) of the images
+    shape:tuple,    # (C, H, W) of the images
     n_classes:int,  # number of logits
 ) -> nn.Module:
     "The network of a configuration, without memory for its weights; `UserError` if there is none."
@@ -224,7 +224,7 @@ _KINDS = [*product(("relu", "leakyrelu", "sigmoid"), ("avg", "max", "none"))]
 
 def network_config(
     net:nn.Module,  # trained or not
-    shape:tuple,    # (C, S, S) of its images
+    shape:tuple,    # (C, H, W) of its images
     n_classes:int,  # number of logits
 ) -> dict | None:
     "The arguments of `build_network` for a network like this one; None if it builds none."
