@@ -24,6 +24,7 @@ from ..core.randomness import stream
 from ..core.storage import atomic_write, digest, seal, unseal, writable
 from ..data.catalog import prepared
 from ..data.identity import image_identities
+from ..data.own import own_code
 from ..data.suites import default_aux
 from ..data.dataset import Dataset
 from ..data.poe import outlier_pool
@@ -48,7 +49,7 @@ def _expert_fields(exp:Experiment, root=None) -> dict:
         raise UserError(f"method = {exp.method!r} needs no experts; they are for mtt")
     chosen = {k: v for k, v in to_dict(exp).items() if k in (*_ALWAYS, *_WITH[exp.outliers])}
     aux = exp.aux or default_aux(exp.dataset) if exp.outliers == "oe" else ""
-    return chosen | dict(images=image_identities(exp.dataset, aux, (), root))
+    return chosen | own_code(exp) | dict(images=image_identities(exp.dataset, aux, (), root))
 
 # %% ../../nbs/distillation/37_buffers.ipynb #7d65153c
 def buffer_name(
@@ -161,8 +162,8 @@ def _held(folder, k, wait):
 
 # %% ../../nbs/distillation/37_buffers.ipynb #2d2add23
 def _train_missing(exp, folder, dataset, device, root, progress):
-    missing = missing_experts(exp, folder)
-    if not missing: return
+    "Train the experts that `folder` lacks, or wait until other processes have."
+    if not (missing := missing_experts(exp, folder)): return
     dataset = dataset or prepared(exp, root)
     _check_room(exp, folder, dataset, len(missing))
     fields = _expert_fields(exp, root)
@@ -216,8 +217,8 @@ def make_buffer(
     device="cpu",       # where to compute
     root=None,          # where data sets are
     progress:bool=True, # show a bar
-) -> "Buffer":
-    "The buffer with at least `exp.experts` experts; trains those that are missing."
+) -> Buffer:
+    "The buffer of all experts that `exp` asks for; trains those that are missing."
     keep_memory()
     folder = Path(folder)
     with stop_together(): _train_missing(exp, folder, dataset, device, root, progress)
@@ -238,8 +239,7 @@ def stored_buffers(
             folder=str(config.parent.relative_to(runs)),
             dataset=said.get("dataset"), outliers=said.get("outliers"),
             experts=len(finished), begun=len(begun), epochs=said.get("train_epochs"),
-            bytes=sum(p.stat().st_size for p in finished),
-        ))
+            bytes=sum(p.stat().st_size for p in finished)))
     return rows
 
 # %% ../../nbs/distillation/37_buffers.ipynb #517ee620

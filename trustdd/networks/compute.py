@@ -51,7 +51,7 @@ def compiled(
     shape:tuple,    # (C, H, W) of one image
     images:int,     # how many images will pass forward and backward
 ) -> nn.Module:
-    "`net` for little work, its compiled twin from 2·10¹² operations on; values agree."
+    "`net` for little work, its compiled twin from 2·10¹² operations on; equal up to rounding."
     if 3 * flops(net, shape) * images < _COMPILE_FROM: return net
     why = compile_problem(next(net.parameters()).device.type)
     net.passes = f"eager ({why})" if why else "compiled"
@@ -117,9 +117,9 @@ def check_precision(
     if device.type == "cuda": fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else: fast = device.type == "cpu" and bool(processor_flags() & _FAST_BFLOAT16)
     if not fast:
-        wanted = " or ".join(sorted(_FAST_BFLOAT16)) if device.type == "cpu" else "none here"
-        raise UserError(f"precision = {name!r}: this {device.type} has no fast bfloat16 products "
-                        f"({wanted}); choose float32")
+        wanted = f" ({' or '.join(sorted(_FAST_BFLOAT16))})" if device.type == "cpu" else ""
+        raise UserError(f"precision = {name!r}: this {device.type} has no fast bfloat16 products"
+                        f"{wanted}; choose float32")
 
 # %% ../../nbs/networks/26_compute.ipynb #32cb7756
 def in_precision(
