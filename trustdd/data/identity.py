@@ -51,7 +51,9 @@ def how_to_get(
     ways, sentences = {}, []
     for name in names:
         name, _, _ = resolve_name(name)
-        ways.setdefault(_way(name), []).append(name)
+        if name in SELECTIONS: name = SELECTIONS[name].dataset # a part of another set
+        some = ways.setdefault(_way(name), [])
+        if name not in some: some.append(name)
     for way, some in ways.items():
         if len(some) == 1: way = way.replace("NAME", some[0])
         sentences.append(f"Missing: {', '.join(some)} ({way}).")
@@ -194,7 +196,7 @@ def check_outliers(
     learned,    # the auxiliary images to learn from, uint8 (n, C, H, W)
     root=None,  # the data folder
 ):
-    "Raise `UserError` if images or classes to learn from are the data's, or of a named OOD set."
+    "Raise `UserError` if classes to learn from are the data's, or classes or images a named set's."
     aux = exp.aux or default_aux(dataset.name)
     named = [n for n in exp.ood if n not in SUITES and not n.startswith("corrupted-")]
     named = [n for n in named if have(n, root)]

@@ -16,7 +16,7 @@ from ..core.deadline import environment
 from .own import helper_files
 
 # %% ../../nbs/data/19_plugins.ipynb #968b3692
-_loaded = {} # path -> the version that was executed
+_loaded = {} # path -> the version that was executed: hashes of the file and its helpers
 
 def load_plugin(
     file, # a Python file that registers something
@@ -25,21 +25,24 @@ def load_plugin(
     path = _absolute(file)
     try: text = regular_file(path).read_bytes()
     except OSError as e: raise UserError(f"plug-in {path}: {e.strerror}") from None
-    texts = [text, *(p.read_bytes() for p in helper_files(path))]
-    version = [hashlib.sha256(t).hexdigest() for t in texts]
+    helpers = helper_files(path)
+    texts = {path: text} | {p: p.read_bytes() for p in helpers}
+    version = {p: hashlib.sha256(t).hexdigest() for p, t in texts.items()}
     name = re.sub(r"\W", "_", f"plugin_{path.stem}")
     if _loaded.get(path) == version: return
-    if path in _loaded: _forget(helper_files(path))
+    if any(v.get(p, h) != h for v in _loaded.values() for p, h in version.items()): _forget(helpers)
     if any(p != path and p.stem == path.stem for p in _loaded):
         raise UserError(f"plug-in {path}: another one is called {path.stem} as well; rename one")
     module = sys.modules[name] = ModuleType(name)
     module.__file__ = str(path)
-    linecache.checkcache(str(path))
+    for p in (path, *helpers): linecache.cache.pop(str(p), None) # where the hash is taken from
     _loaded[path] = version # while it is executed, too: it may ask for methods
     try:
         with _helpers_found(path): exec(compile(text, path, "exec"), vars(module))
-    except (Exception, SystemExit) as e:
+    except BaseException as e:
         del _loaded[path], sys.modules[name]
+        _forget(helpers)
+        if not isinstance(e, (Exception, SystemExit)): raise # such as Ctrl-C
         raise UserError(_reason(path, e)) from e
 
 def _absolute(file): return Path(file).expanduser().resolve()
@@ -66,14 +69,13 @@ def _reason(path, error) -> str:
     "Where and why a plug-in failed."
     line = (_lines(path, error) or [getattr(error, "lineno", None) or 1])[-1]
     what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return f"plug-in {path}, line {line}: {what}"
+    return f"plug-in {path}, line {line}: {' '.join(what.split())}"
 
 def plugin_fault(
     error, # any exception
 ) -> str:
     "Where and why a plug-in failed while it was used; empty if the error is not from one."
-    found = next((_reason(path, error) for path in _loaded if _lines(path, error)), "")
-    return " ".join(found.split())
+    return next((_reason(path, error) for path in _loaded if _lines(path, error)), "")
 
 # %% ../../nbs/data/19_plugins.ipynb #e203fb8d
 def plugin_files() -> list[Path]:

@@ -116,7 +116,7 @@ CORRUPTION_NAMES = tuple(k for k in KINDS if k not in ("identity", "noise")) # w
 def corrupt(
     name:str,                   # one of `KINDS`
     x:Tensor,                   # (n, C, H, W) in [0, 1]
-    generator=None,             # a CPU generator, for those that draw something
+    generator=None,             # a CPU generator for those that draw; torch's global one if None
 ) -> Tensor:                    # (n, C, H, W) in [0, 1]
     "Corrupt a batch by name; raises `UserError` for an unknown name."
     check_choice("corruption", name, KINDS)
