@@ -381,6 +381,23 @@ def test_whitened_sets_are_rejected_whitened(files, shell):
     assert torch.allclose(made.scores(digits), msp(net(white).detach()), atol=1e-6)
 
 
+def test_the_whitening_map_is_of_the_images_that_the_set_was_made_of(tmp_path):
+    def folder(root, turned):
+        for i in range(40):
+            path = root/"mine"/("dark", "light")[i % 2]/f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(np.arange(64) * (1 + i % 2) + i, turned).astype(np.uint8).reshape(8, 8)).save(path)
+        return root
+    root, other = folder(tmp_path/"a", 0), folder(tmp_path/"b", 5)
+    exp = Experiment(dataset="mine", method="random", preset="smoke", zca=True, holdout=0.25, n_nets=1, epochs=1)
+    syn = distill(exp, device="cpu", root=root, progress=False)
+    nets, held_out = train(syn, device="cpu", progress=False), prepared(exp, root)
+    made = Rejector.fit(nets, held_out, 0.5, trained_on=syn, device="cpu", root=root)
+    assert torch.equal(made.zca.matrix, held_out.zca.matrix)
+    with pytest.raises(UserError, match="mine has other images"):
+        Rejector.fit(nets, held_out, 0.5, trained_on=syn, device="cpu", root=other)
+
+
 def test_a_training_out_of_time_goes_on(files, shell):
     words = ["reject", "set.safetensors", "--out", "m.safetensors", "--device", "cpu", "--time-budget", "0.001"]
     calls = [shell(*words)]

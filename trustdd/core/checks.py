@@ -7,7 +7,7 @@ __all__ = ['UserError', 'check_choice', 'check_int', 'check_number', 'name_tuple
            'read_json', 'patch']
 
 # %% ../../nbs/core/01_checks.ipynb #75372144
-import json, math, os, stat
+import json, math, os, stat, sys
 from pathlib import Path
 
 # %% ../../nbs/core/01_checks.ipynb #8d611de1
@@ -43,7 +43,7 @@ def check_number(
 ):
     "Raise `UserError` unless `value` is a finite number of 0 or more (above 0 if `positive`)."
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (positive and value == 0):
+    if not number or not 0 <= value <= sys.float_info.max or (positive and value == 0):
         least = "above 0" if positive else "0 or more"
         raise UserError(f"{field} = {value!r} must be a finite number, {least}")
 
@@ -124,7 +124,7 @@ def read_json(path):
 def patch(
     method, # a function, property or classmethod; its first parameter is annotated with the class
 ):
-    "Make it a method of that class; its name in the module then means what it did before."
+    "Make it a method of that class; its name in the module then means what it did before, or None."
     f = method
     for inside in ("fget", "func", "__func__"): f = getattr(f, inside, f)
     cls = next(iter(f.__annotations__.values()))

@@ -24,7 +24,7 @@ class MatchingState:
     velocity:torch.Tensor       # momentum of the images, of their shape
     velocity_out:torch.Tensor   # momentum of the outliers, of their shape
     iteration:int=0             # iterations done
-    losses:list=field(default_factory=list) # an iteration: (images, outliers), means per class
+    losses:list=field(default_factory=list) # of each iteration: (images, outliers), class means
     seconds:float=0.0           # that the iterations took, over all attempts
 
 # %% ../../nbs/distillation/31_starting_images.ipynb #f4957f37

@@ -17,6 +17,7 @@ from ..core.checks import UserError, check_choice, from_json, patch
 from ..core.storage import checksum, digest, read_safetensors, write_safetensors
 from ..data.catalog import prepared
 from ..data.dataset import Dataset
+from ..data.identity import identity_of
 from ..data.own import recorded
 from ..data.pixels import as_pixels, statistics_flaw
 from ..data.whitening import ZCA
@@ -36,19 +37,20 @@ def _ensemble(
     return log_p + z.logsumexp(2).mean(0)[:, None]
 
 # %% ../../nbs/evaluation/56_rejector.ipynb #ed30d1c0
-def _whitening(source) -> ZCA | None:
+def _whitening(source, root=None) -> ZCA | None:
     "The map that whitens images for networks trained on `source`, or None."
-    experiment = getattr(source, "provenance", {}).get("experiment", {})
-    if experiment.get("zca"): return prepared(source.experiment).zca
-    return getattr(source, "zca", None)
+    made = getattr(source, "provenance", {})
+    if not made.get("experiment", {}).get("zca"): return getattr(source, "zca", None)
+    dataset = prepared(source.experiment, root)
+    if made.get("images") in (None, identity_of(dataset)): return dataset.zca
+    raise UserError(f"{source.experiment.dataset} has other images than trained_on was made of")
 
 # %% ../../nbs/evaluation/56_rejector.ipynb #619673f3
 def _learned_from(held_out, trained_on):
     "What the networks learned from: `trained_on`, or `held_out` if None; `UserError` if unfit."
     like = held_out if trained_on is None else trained_on
     if not hasattr(like, "classes"):
-        raise UserError("trained_on is missing: the distilled set or data set that the "
-                        "networks learned from")
+        raise UserError("trained_on is missing: the set that the networks learned from")
     for what in ("classes", "shape") if isinstance(held_out, Dataset) else ():
         a, b = (tuple(getattr(x, what)) for x in (held_out, like))
         if a != b: raise UserError(f"held_out has {what} {a}, but the networks learned from {b}")
@@ -59,8 +61,7 @@ def _learned_from(held_out, trained_on):
 # %% ../../nbs/evaluation/56_rejector.ipynb #faec2d9d
 def _own_copies(networks) -> tuple:
     "One network or several as a tuple of copies in evaluation mode, without their histories."
-    several = isinstance(networks, (list, tuple, nn.ModuleList))
-    nets = tuple(networks) if several else (networks,)
+    nets = tuple(networks) if isinstance(networks, (list, tuple, nn.ModuleList)) else (networks,)
     if not nets or not all(isinstance(net, nn.Module) for net in nets):
         raise UserError("networks must be a trained torch.nn.Module, or a list of them")
     without = {id(getattr(net, "history", None)): None for net in nets}
@@ -115,6 +116,7 @@ def fit(cls:Rejector,
     score:str="msp",    # a name in `SCORES`
     trained_on=None,    # what the networks learned from; `held_out`, a `Dataset`, if None
     device="auto",      # auto, cpu, cuda …
+    root=None,          # where data sets are, for the whitening map of a distilled set
 ) -> Rejector:
     "The rejector with the highest threshold that accepts enough of the held-out images."
     check_choice("score", score, SCORES)
@@ -123,7 +125,7 @@ def fit(cls:Rejector,
     check_accept(accept, len(images))
     mean, std = (tuple(map(float, v)) for v in (like.mean, like.std))
     fitted = cls(_own_copies(networks), tuple(map(str, like.classes)), tuple(like.shape), mean,
-                 std, score, float(accept), -math.inf, len(images), _whitening(like),
+                 std, score, float(accept), -math.inf, len(images), _whitening(like, root),
                  source=getattr(held_out, "source", ""))
     return replace(fitted, threshold=score_threshold(fitted.scores(images, device), accept))
 
@@ -156,8 +158,7 @@ def predict(self:Rejector,
 
 # %% ../../nbs/evaluation/56_rejector.ipynb #6803e03b
 _FORMAT = "trustdd-rejector-1"
-_KEPT = ("classes", "shape", "mean", "std", "score", "accept", "threshold", "n_held_out", "test",
-         "source")
+_KEPT = "classes shape mean std score accept threshold n_held_out test source".split()
 
 def _contents(tensors) -> str:
     "Eight digits for the names, types, shapes and bytes of tensors."
@@ -208,8 +209,7 @@ def _description(tensors, metadata, path) -> dict:
     return said
 
 # %% ../../nbs/evaluation/56_rejector.ipynb #50a574bf
-def _part(tensors, name):
-    return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+def _part(t, name): return {k.removeprefix(name): v for k, v in t.items() if k.startswith(name)}
 
 def _restored(number, said, tensors, network, path) -> nn.Module:
     "Network `number` of a file."
