@@ -22,6 +22,7 @@ from ..core.storage import (
     atomic_write, commit, data_root, digest, runs_root, seal, unseal, writable)
 from ..data.catalog import prepared
 from ..data.distilled_set import DistilledSet
+from ..data.identity import dataset_identity, have
 from ..networks.training import train
 from ..distillation.distillation import distill
 from .jobs import cores, fresh_processes
@@ -185,6 +186,16 @@ def _read(file):
     except ValueError as e:
         raise UserError(f"{file} is damaged ({e}); delete it to measure again") from None
 
+def _check_measured(found, file, device, root):
+    "`UserError` if another kind of device was asked for, or other images are here."
+    there = found["machine"]["device"]
+    if str(device) != "auto" and (pick_device(device).type == "cpu") != (there == "cpu"):
+        raise UserError(f"{file} was measured on {there}; delete it to measure on {device}")
+    for name, known in found["asked"].get("images", {}).items():
+        if have(name, root) and dataset_identity(name, root)[0] != known:
+            raise UserError(f"{file} was measured on other images of {name} than those that are "
+                            "here; delete it to measure again")
+
 # %% ../../nbs/reproduction/65_cost.ipynb #f5466499
 def in_words(
     about:dict, # the `machine` of what `measured` returned
@@ -204,12 +215,13 @@ def measured(
     progress:bool=True, # show bars
 ) -> dict:
     "`machine`, `costs` (seconds and bytes, a row a stage) and `file`; measured if not stored."
-    exps, runs, device = list(dict.fromkeys(exps)), runs_root(runs), pick_device(device)
+    exps, runs = list(dict.fromkeys(exps)), runs_root(runs)
     asked = dict(runs=[run_name(e) for e in exps], iterations=iterations)
     file = runs/"costs"/exps[0].preset/f"{digest(asked)}.json"
     asked["experiments"] = [to_dict(e) for e in exps]
-    if not file.exists(): _measure(exps, runs, iterations, asked, file, device, root, progress)
-    found = _read(file)
+    if not file.exists():
+        _measure(exps, runs, iterations, asked, file, pick_device(device), root, progress)
+    _check_measured(found := _read(file), file, device, root)
     for exp, known in zip(exps, found["asked"]["experiments"]):
         check_same_experiment(exp, known, file)
     return found | dict(file=str(file.relative_to(runs)))
@@ -225,5 +237,6 @@ def _measure(exps, runs, iterations, asked, file, device, root, progress):
         bar = tqdm(exps, desc="measuring, one at a time", disable=not progress)
         for exp, place in zip(bar, folders):
             costs += _rows(exp, place, iterations, str(device), root)
-        found = dict(asked=asked, machine=about, costs=costs)
+        images = {e.dataset: dataset_identity(e.dataset, root)[0] for e in exps}
+        found = dict(asked=asked | dict(images=images), machine=about, costs=costs)
         atomic_write(file, json.dumps(seal(found), indent=1) + "\n")
