@@ -147,7 +147,7 @@ def load_or_run(
     progress:bool=True, # show bars
     every:float=30,     # seconds between checkpoints while distilling
 ) -> Run:
-    "The finished run of `exp`, computed if it is not stored; `UserError` if another is there."
+    "The finished run of `exp`, computed if not stored; `UserError` if its folder is of another."
     folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     def finished(): return is_finished(exp, folder)
     if not broadcast_from_rank0(finished):
