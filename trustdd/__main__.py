@@ -27,9 +27,9 @@ def start():
     "`main` as a whole process, which is gone as soon as it has nothing left to do."
     status = []
     def leave():
-        with suppress(OSError, ValueError): # those of a stream that takes nothing more
-            for stream in (sys.stdout, sys.stderr): stream.flush()
-            if status: os._exit(status[0])
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError): stream.flush() # it may take nothing more
+        if status: os._exit(status[0])
     atexit.register(leave)
     status.append(main())
     sys.exit(status[0])
