@@ -51,9 +51,8 @@ def _absolute(file): return Path(file).expanduser().resolve()
 def _helpers_found(path):
     "Inside, modules beside a plug-in can be imported, and no compiled copy of them is kept."
     if str(path.parent) not in sys.path: sys.path.append(str(path.parent))
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try: yield
-    finally: sys.dont_write_bytecode = before
+    sys.dont_write_bytecode = True # from now on: a plug-in may import a module when it is used
+    yield
 
 def _forget(files):
     "The next import reads these modules again."
