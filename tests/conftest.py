@@ -24,6 +24,10 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     if signal.getsignal(number) == signal.SIG_IGN: signal.signal(number, usual)
 
 
+# Processes as a plain shell starts them: with these set, two faults of theirs could not be seen.
+for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"): os.environ.pop(name, None)
+
+
 @contextmanager
 def one_thread():
     "One thread of PyTorch, and as many as before afterwards: sums come out in one order."

@@ -38,7 +38,8 @@ def load_plugin(
     for p in (path, *helpers): linecache.cache.pop(str(p), None) # where the hash is taken from
     _loaded[path] = version # while it is executed, too: it may ask for methods
     try:
-        with _helpers_found(path): exec(compile(text, path, "exec"), vars(module))
+        _find_helpers(path)
+        exec(compile(text, path, "exec"), vars(module))
     except BaseException as e:
         del _loaded[path], sys.modules[name]
         _forget(helpers)
@@ -47,12 +48,10 @@ def load_plugin(
 
 def _absolute(file): return Path(file).expanduser().resolve()
 
-@contextmanager
-def _helpers_found(path):
-    "Inside, modules beside a plug-in can be imported, and no compiled copy of them is kept."
+def _find_helpers(path):
+    "From now on modules beside a plug-in can be imported, and no compiled copy of them is kept."
     if str(path.parent) not in sys.path: sys.path.append(str(path.parent))
-    sys.dont_write_bytecode = True # from now on: a plug-in may import a module when it is used
-    yield
+    sys.dont_write_bytecode = True # for good: a plug-in may import a module when it is used
 
 def _forget(files):
     "The next import reads these modules again."
