@@ -77,7 +77,7 @@ def _make(
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #65390c5d
 ALONE = ("fig20", "tab14") # they measure seconds and memory
-_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # many runs of their own
+_LONG = ("fig17", "fig18", "tab01", "tab03", "tab10", "tab11", "tab12") # made first
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #98fac13d
 def _tried(wanted, late):
@@ -107,7 +107,7 @@ def _begin(workers, variables, copied):
 
 def _side_by_side(names, wanted, at_once, late):
     "As `_each`, in so many processes."
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+    from concurrent.futures import BrokenExecutor, FIRST_COMPLETED, ProcessPoolExecutor, wait
     if not names: return
     context, workers = copies(), math.ceil(cores() / min(at_once, len(names)))
     copied = context.get_start_method() == "forkserver"
@@ -122,9 +122,10 @@ def _side_by_side(names, wanted, at_once, late):
                 jobs[pool.submit(_tried, wanted[name], late())] = name, pool
             for job in wait(jobs, return_when=FIRST_COMPLETED).done:
                 name, pool = jobs.pop(job)
-                if copied: pool.shutdown(wait=False) # a new copy costs little
+                died = isinstance(job.exception(), BrokenExecutor)
+                if copied or died: pool.shutdown(wait=False) # a new copy costs little
                 else: free.append(pool)
-                yield name, job.result()
+                yield name, job.exception() if died else job.result()
     except BaseException:
         for _, pool in jobs.values():
             for busy in list(pool._processes.values()): busy.kill()
@@ -134,7 +135,7 @@ def _side_by_side(names, wanted, at_once, late):
 
 # %% ../../nbs/reproduction/77_atlas.ipynb #c4fd3806
 def _in_turn(name):
-    "What to sort names by: those with most to compute first, then tables, then figures."
+    "What to sort names by: those of `_LONG` first, then tables, then figures."
     return name not in _LONG, not name.startswith("tab"), name
 
 def requested(
@@ -145,7 +146,7 @@ def requested(
     parameters=None,        # further parameters, for every notebook asked for
     folder=None,            # of the notebooks
 ) -> dict:
-    "Name → (name, notebook, its parameters, folder of the results), in the order of making."
+    "Name → (name, notebook, its parameters, folder of the results), in the order of `_in_turn`."
     check_choice("preset", preset, PRESETS)
     known, out = item_notebooks(folder), Path(out or project_root()/"figures"/preset).resolve()
     for name in only: check_choice("item", name, known)
@@ -191,7 +192,7 @@ def make_items(
     force:bool=False,       # make those up to date, too
     folder=None,            # of the notebooks
     progress:bool=True,     # show a bar
-    at_once:int=None,       # notebooks run at the same time; two if None and there are the cores
+    at_once:int=None,       # notebooks run at the same time; if None two, or one (GPU, one worker)
 ) -> dict:
     "Make items: name → made, up to date, or its exception, `OutOfTime` if it was the time."
     asked = requested(preset, only, runs, out, parameters, folder)
