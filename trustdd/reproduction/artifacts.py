@@ -30,10 +30,12 @@ def without_places(
     folders=(), # that may be anywhere, such as the one with the figures
 ) -> str:
     "The text with paths as seen from the project, and objects without their addresses."
-    short = {str(project_root()) + "/": ""}
-    for folder in (*folders, data_root(), runs_root(), project_root()):
-        short.setdefault(str(Path(folder)), Path(folder).name)
-    for path in sorted(short, key=len, reverse=True): text = text.replace(path, short[path])
+    root, places = str(project_root()), (*folders, data_root(), runs_root(), project_root())
+    short = {root + "/": ""} | {str(Path(p)): Path(p).name for p in places}
+    for path in sorted(short, key=len, reverse=True):
+        ends = "" if path.endswith("/") else r"(?![\w-]|\.\w)" # not within a longer name
+        pattern = rf"(?<![\w.~]){re.escape(path)}{ends}"
+        text = re.sub(pattern, lambda _: short[path], text)
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 # %% ../../nbs/reproduction/76_artifacts.ipynb #e719cb5e
