@@ -35,7 +35,7 @@ class Cell:
         return {k: v for k, v in self.fields.items() if k not in other and not is_end(k)}
 
 def is_end(column:str) -> bool:
-    "Is it an end of a 95% interval?"
+    "Is it called like an end of a 95% interval?"
     return column.split()[-1] in ("low", "high")
 
 # %% ../../nbs/reproduction/74_cells.ipynb #2c117a27
@@ -70,20 +70,20 @@ def _row_number(
     found = [i for i, r in enumerate(rows) if all(_same(r[k], v) for k, v in wanted.items())]
     if len(found) == 1: return found[0]
     if not found: raise UserError(f"0 rows of {name} have {row}; {_near(rows, wanted)}")
-    known = (*wanted, *STATISTICS, *_PROVENANCE)
-    open_keys = [k for k in rows[0] if k not in known and not is_end(k)
-                 and len({rows[i][k] for i in found}) > 1]
-    raise UserError(f"{len(found)} rows of {name} have {row}; "
-                    f"add one or more of: {', '.join(open_keys)}")
+    differ = [k for k in rows[0] if len({rows[i][k] for i in found}) > 1]
+    keys = [k for k in differ if k not in (*STATISTICS, *_PROVENANCE) and not is_end(k)] or differ
+    what = f"add one or more of: {', '.join(keys)}" if keys else "name one by its number"
+    raise UserError(f"{len(found)} rows of {name} have {row}; {what}")
 
 def _same(a, b):
     "Do two texts say the same?"
+    if a.lower() == b.lower(): return True
     try: return float(a) == float(b)
-    except ValueError: return a.lower() == b.lower()
+    except ValueError: return False
 
 # %% ../../nbs/reproduction/74_cells.ipynb #caa583b4
 def find_cell(
-    file,       # NAME.csv, or NAME with any ending
+    file,       # NAME.csv, or NAME with another ending or none
     row,        # its number, or "key=value,key=value"
     column:str, # name of the column
 ) -> Cell:
