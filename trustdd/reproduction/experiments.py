@@ -25,7 +25,7 @@ _DRAWS = {"POE as drawn (2)": 1, "POE as drawn (3)": 2} # name → outlier_draw
 # %% ../../nbs/reproduction/73_experiments.ipynb #a7fba648
 def control_experiments(
     item,               # a `PaperItem`: data set, preset, seeds and, unless `fields` name it, ipc
-    method:str="dsa",   # with random, all outliers are as drawn
+    method:str="dsa",   # with random, there is no POE distilled
     **fields,           # of every experiment, such as ipc
 ) -> dict:
     "Name → experiments: no outliers, each of `_CONTROLS`, POE as drawn (thrice) and distilled."
