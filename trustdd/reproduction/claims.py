@@ -26,7 +26,7 @@ def _supported(
     low:float,          # lower end of its interval; NaN if there is none
     margin:float=0.0,   # above which it is claimed to be
 ):
-    "The rule for every claim \"A beats B\": True, False, or None for a mean without an interval."
+    "The rule for \"A beats B\": True, False, or None if the mean is above, but has no interval."
     return mean > margin and (None if math.isnan(low) else low > margin)
 
 # %% ../../nbs/reproduction/72_claims.ipynb #e4b8b21f
