@@ -65,7 +65,7 @@ class PaperItem:
     out:str=""              # folder of the figure; figures/own/PRESET if empty
     runs:str=""             # folder of the run store; runs/ if empty
     settings:dict=None      # other fields of `Experiment`, for all runs that have them
-    many:bool=False         # does it compare many configurations, over fewer seeds?
+    many:bool=False         # does it take fewer seeds, as for many configurations?
     mtt:bool=False          # is it about trajectory matching, which has numbers of its own?
     one_ipc:bool=False      # does it take just one number of images per class?
 
