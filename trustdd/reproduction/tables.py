@@ -35,7 +35,8 @@ def wide(
     rows, columns = list(rows), list(columns)
     texts = [mean_std(m, s) for m, s in zip(frame["mean"], frame["std"])]
     shown = _pivot(frame.assign(text=texts), rows, columns, "text").fillna("–")
-    ranked = _pivot(frame, rows, columns, "mean").round(1)
+    as_shown = frame["mean"].astype(float).map("{:.1f}".format).astype(float)
+    ranked = _pivot(frame.assign(mean=as_shown), rows, columns, "mean")
     return shown, _best(ranked * _signs(ranked.columns))
 
 def _signs(columns):
@@ -140,7 +141,7 @@ def save_table(
 def cell_text(
     value, # a number, a word, a pair (mean, deviation), or None
 ) -> str:
-    "A cell: 36.4 ± 0.8, 3.2, or a dash. A deviation of 0 is that of one network, and left out."
+    "A cell: 36.4 ± 0.8, 3.2, or a dash. A deviation of 0, as of one network, is left out."
     if value is None: return mean_std(None)
     if isinstance(value, tuple): return mean_std(value[0], value[1] or None)
     return mean_std(value) if isinstance(value, float) else str(value)
