@@ -69,7 +69,7 @@ def render(
     dpi:int=_DPI,    # dots an inch
     metadata=None,   # entries of the file
 ) -> bytes:
-    "The figure as a file's bytes; always the same, if `metadata` drops dates (PDF, SVG)."
+    "The figure as a file's bytes; the same each time, if `metadata` drops dates (PDF, SVG)."
     out = io.BytesIO()
     with style():
         if fig.get_layout_engine():
