@@ -117,7 +117,7 @@ def outcome(
 ) -> str:
     "How many comparisons are supported, which (three) are not, or which is least sure; a line."
     def said(name): return f"{name} {tests[name].short.removesuffix(', not supported')}"
-    if len(tests) == 1: return said(*tests)
+    if len(tests) < 2: return "".join(map(said, tests))
     doubtful = sorted(tests, key=lambda name: -_doubt(tests[name]))
     missed = [name for name in doubtful if not tests[name].held]
     some = f"{len(tests) - len(missed)} of {len(tests)} comparisons supported"
