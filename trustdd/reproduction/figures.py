@@ -15,7 +15,10 @@ from ..core.checks import UserError
 from ..core.storage import atomic_write
 
 # %% ../../nbs/reproduction/67_figures.ipynb #80299134
-_METHOD_LABELS = {"none": "DD", "oe": "TrustDD (OE)", "poe": "TrustDD (POE)"}
+_LABELS = {
+    "none": "DD", "oe": "TrustDD (OE)", "poe": "TrustDD (POE)",
+    "msp": "MSP", "max_logit": "maximum logit", "gen": "GEN",
+}
 _METHOD_COLOURS = {"none": "#332288", "oe": "#56b4e9", "poe": "#d55e00"}
 SIDE_COLOURS = {"InD": "#0072b2", "OOD": "#e69f00"}
 _LINES, _MARKERS = ("-", "--", "-.", ":"), "os^Dv<>P"
@@ -39,7 +42,7 @@ def series_style(
 # %% ../../nbs/reproduction/67_figures.ipynb #71fc9cb9
 def label(name) -> str:
     "What a legend calls it."
-    return _METHOD_LABELS.get(name, str(name))
+    return _LABELS.get(name, str(name))
 
 # %% ../../nbs/reproduction/67_figures.ipynb #903c7164
 COLUMN, FULL = 3.4, 7.0 # inches: the width of a column and of a page
