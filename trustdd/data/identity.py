@@ -24,7 +24,7 @@ from .suites import (
 # %% ../../nbs/data/16_identity.ipynb #2fcd7ea3
 def have(
     name,       # of any data set, OOD set or auxiliary set; perhaps with @SIZE
-    root=None,  # where data sets lie
+    root=None,  # where data sets are
 ) -> bool:
     "Can the set be loaded without a download? Raises `UserError` for a path that does not exist."
     if is_own(name): return True
@@ -62,7 +62,7 @@ def how_to_get(
 # %% ../../nbs/data/16_identity.ipynb #1909147a
 def within_reach(
     dataset,    # its name
-    root=None,  # where data sets lie
+    root=None,  # where data sets are
 ) -> tuple[tuple[str, ...], str]:
     "(OOD sets, auxiliary set) for an `Experiment` to name; () and \"\" if the usual ones are here."
     usual, aux = ood_suite(dataset), default_aux(dataset)

@@ -218,7 +218,7 @@ class OutlierSettings(Settings):
 def aux_images(
     exp:Experiment,     # aux and holdout
     dataset,            # the training `Dataset`
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     held:bool=False,    # those held back, instead of those to learn from
 ) -> Tensor:
     "Auxiliary images of `exp`, uint8 (n, C, H, W), without those that `exp.holdout` keeps apart."
@@ -234,7 +234,7 @@ def aux_images(
 def outlier_pool(
     exp:Experiment,     # says which outliers: none, oe or poe
     dataset,            # the training `Dataset`
-    root=None,          # where data sets lie
+    root=None,          # where data sets are
     device="cpu",       # where the images should lie
 ):
     "The pool of `exp`: None, a `POEPool` or an `OEPool`."
