@@ -41,10 +41,10 @@ _BY_HAND = ("imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow"
 EMBEDDED = ("digits", "skimage-photos", "skimage-textures", "skimage-faces", "skimage-text",
             "gaussian", "uniform", "rademacher", "blobs")
 _ALIASES = dict(noise="gaussian", places="places365", dtd="textures", fashionmnist="fashion-mnist")
-REDUCED = dict( # folders with small copies, used if the whole set is missing
+REDUCED = dict( # folders with small copies, used if the whole set has no folder
     textures="dtd64", places365="places64", lsun="lsun64", tinyimagenet="tinyimagenet32",
     imagenette="imagenette64")
-IMAGENET_SUBSETS = dict( # numbers of classes, in the order of folders (Cazenavette et al. 2022)
+IMAGENET_SUBSETS = dict( # places in the sorted list of class folders (Cazenavette et al. 2022)
     imagenette=(0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
     imagewoof=(193, 182, 258, 162, 155, 167, 159, 273, 207, 229),
     imagefruit=(953, 954, 949, 950, 951, 957, 952, 945, 943, 948),
@@ -112,7 +112,7 @@ def unknown(name, root) -> UserError:
 
 # %% ../../nbs/data/10_names.ipynb #1b3f1ce3
 def resolve_name(name, root=None, size=None) -> tuple[str, Path, int | None]:
-    "The name without alias and @SIZE, the absolute data folder, and the size; all checked."
+    "The name without alias and @SIZE, the absolute data folder, and the size, checked."
     name, root = str(name), Path(root or data_root()).expanduser().resolve()
     asked = re.fullmatch(r"(.+)@(\d+)", name)
     if asked and not Path(name).is_dir(): name, size = asked[1], int(asked[2])
@@ -149,9 +149,9 @@ def short_name(name:str) -> str:
     return f"{own}-{digest(name)}" if is_known(own) or own.startswith("corrupted-") else own
 
 def is_known(name:str) -> bool:
-    "Does the name mean a set that the program knows, not one of your own?"
+    "Does its plain name mean a set that the program knows, not one of your own?"
     return plain_name(name) in (*DOWNLOADS, *EMBEDDED, *SELECTIONS, *_BY_HAND)
 
 def by_hand(name:str) -> bool:
-    "Is this a known set that has no download?"
+    "Is this the plain name of a known set that has no download?"
     return name in _BY_HAND

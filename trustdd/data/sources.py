@@ -123,13 +123,13 @@ def _walk(folder, keep=(), inside="", above=()):
     here = os.path.realpath(folder)
     if here in above: raise UserError(f"{folder} is a link back to a folder that it is in")
     for e in _entries(folder):
+        if keep and not inside and e.name not in keep: continue
         try: s = e.stat()
         except OSError as error:
             link = ", a link that leads nowhere" if e.is_symlink() else ""
             raise UserError(f"cannot read {e.path}{link}: {error.strerror}") from error
         if not stat.S_ISDIR(s.st_mode): yield inside + e.name, s
-        elif inside or not keep or e.name in keep:
-            yield from _walk(e.path, keep, f"{inside}{e.name}/", (*above, here))
+        else: yield from _walk(e.path, keep, f"{inside}{e.name}/", (*above, here))
 
 # %% ../../nbs/data/11_sources.ipynb #6c9cb222
 class Listing(NamedTuple):
