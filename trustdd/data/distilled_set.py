@@ -27,7 +27,7 @@ from .pixels import statistics_flaw
 # %% ../../nbs/data/23_distilled_set.ipynb #89dd0774
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
-    "A few synthetic images and outliers, and all that is needed to use them."
+    "A few synthetic images and outliers, how to use them, and where they came from."
     images:torch.Tensor     # (n, C, H, W) float32, normalised
     labels:torch.Tensor     # (n,) int64
     outliers:torch.Tensor   # (m, C, H, W) float32, normalised; m = 0 without outliers

@@ -9,6 +9,7 @@ __all__ = ['as_pixels', 'statistics_flaw']
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -39,13 +40,14 @@ def as_pixels(
     images,       # tensor or array (n, C, H, W), PIL images, files, a `Dataset`, (images, labels)
     shape:tuple,  # (C, S, S) that is wanted
 ) -> torch.Tensor:
-    "The images as uint8 (n, C, S, S); `UserError` for anything that is no image."
+    "The images as uint8 (n, C, S, S); `UserError` if they cannot be used."
     if isinstance(images, Dataset): images = images.test_images
     if isinstance(images, (str, Path, Image.Image)): images = [images]
     if isinstance(images, (list, tuple)):
         dims = [getattr(part, "ndim", 1) for part in images]
         if dims != [4, 1]: return _decoded(images, shape) # files or PIL images
         images = images[0] # of a pair; beside them are their labels
+    if isinstance(images, np.ndarray): images = np.ascontiguousarray(images) # such as a[..., ::-1]
     try: x = torch.as_tensor(images).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"images: a {type(images).__name__} holds no pixels") from None
