@@ -64,7 +64,7 @@ def match_embeddings(
 
 # %% ../../nbs/distillation/34_distribution_matching.ipynb #0c3d1cdb
 def _images_seen(exp, n_classes):
-    "Images that pass forward and backward; three that only pass forward count as one."
+    "About how many images pass forward and backward; three that only pass forward count as one."
     sides = 2 if exp.outliers_per_slot and exp.distill_outliers else 1
     return exp.iterations * n_classes * sides * (exp.batch_real // 3 + exp.ipc)
 

@@ -35,7 +35,7 @@ def _matching_step(
     real,               # real(c): the batch of class or slot c, normalised
     omega,              # omega(c): its augmentation
     loss,               # loss(c): its loss function
-    exp:Experiment,     # lr_img, momentum_img, metric
+    exp:Experiment,     # lr_img, momentum_img, and what `match` reads
     compare=None,       # instead of `match`: a function with the same arguments
 ) -> torch.Tensor:
     "Match every class once and move all of `syn` by one SGD step; the mean distance over classes."
@@ -96,7 +96,7 @@ def match_side(
 # %% ../../nbs/distillation/33_gradient_matching.ipynb #116b10da
 @torch.no_grad()
 def _freeze_batchnorm(net, dataset, seed, *key, device="cpu"):
-    "Set batch-norm statistics from 16 real images per class, and freeze them."
+    "Set batch-norm statistics from up to 16 real images per class, and freeze them."
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms: return
     rows = []
@@ -155,7 +155,7 @@ _LOOPS = {1: (1, 1), 2: (1, 1), 5: (10, 50), 10: (10, 50), 20: (20, 25),
 def _loops(
     ipc:int, # images per class
 ) -> tuple[int, int]:
-    "Outer steps per network, inner epochs per outer step (DC, Zhao et al. 2021; Ma et al. 2024)."
+    "Outer steps per network, inner epochs between two of them (after DC, Zhao et al. 2021)."
     return _LOOPS[max(k for k in _LOOPS if k <= ipc)]
 
 # %% ../../nbs/distillation/33_gradient_matching.ipynb #5cb544f0
@@ -208,7 +208,7 @@ class GradientMatchingSettings(Settings):
 
 # %% ../../nbs/distillation/33_gradient_matching.ipynb #f1967d37
 def images_seen(exp:Experiment, n_classes:int) -> int:
-    "Real and training images that pass forward and backward in the whole distillation."
+    "How many real and training images pass forward and backward, at most, in all iterations."
     sides = 2 if exp.outliers_per_slot and exp.distill_outliers else 1
     real = exp.outer * n_classes * exp.batch_real * sides
     epoch = n_classes * (exp.ipc + exp.outliers_per_slot)

@@ -75,7 +75,7 @@ def start(
     pool=None,          # outlier pool; None for outliers="none"
     device="cpu",       # where the state is kept
 ) -> MatchingState:
-    "The state before the first iteration; `UserError` if a class has fewer than `ipc` images."
+    "The state before the first iteration; `UserError` if a class has too few real images for it."
     draw = _noise if exp.init == "noise" else _real
     pairs = [draw(exp, dataset, pool, c) for c in range(dataset.n_classes)]
     images = torch.cat([x.to(device) for x, _ in pairs])
