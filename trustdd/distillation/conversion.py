@@ -200,7 +200,7 @@ def _by_folders(found, dataset, data, classes):
 
 def label_order(
     dataset,        # its name and classes
-    found=None,     # names of the file's folders, which its labels count
+    found=None,     # names of the file's folders or classes, which its labels count
     given=None,     # class names in the file's order, as you say
 ) -> tuple:
     "For each label of the file the class of the data set, (k,), and whose order that is."

@@ -105,16 +105,16 @@ def _check_missing(file, got, dataset, recipe, soft, outliers, white, between=""
 # %% ../../nbs/distillation/45_importers.ipynb #778e40fc
 def _ipc(file, labels, k, asked, named, remarks) -> int:
     "Images per class, counted; `UserError` if that contradicts what was said."
-    counts = torch.bincount(labels, minlength=k)
-    few, many = int(counts.min()), int(counts.max())
-    if few < many: remarks.append(f"classes have {few} to {many} images, ipc counts the fewest")
+    few, many = map(int, torch.bincount(labels, minlength=k).aminmax())
     said = f"ipc = {asked!r}" if asked is not None else f"{file} says {named} ipc"
     wrong = asked if asked is not None else named
     if wrong is not None and wrong not in (few, len(labels) // k):
         each = f"{few}{f' to {many}' * (few < many)} image{'s' * (many > 1)} per class"
         more = "; if that is right, add --ipc" * (asked is None)
         raise UserError(f"{said}, but it holds {each}{more}")
-    return max(1, few, wrong or 0)
+    n = max(1, few, wrong or 0)
+    if few < many: remarks.append(f"classes have {few} to {many} images, and ipc is {n}")
+    return n
 
 # %% ../../nbs/distillation/45_importers.ipynb #b0d3a533
 def _hashes(files):

@@ -21,7 +21,7 @@ _SIBLINGS = dict(images="labels", image="label", X="y", x="y", data="labels")
 
 def beside(
     file,               # of images
-    what:str="labels",  # or lr, mean, std
+    what:str="labels",  # or lr, mean, std, classes
 ) -> Path:
     "The file of labels (or of lr) that belongs to one of images; None if the name says nothing."
     word, rest = re.match("([A-Za-z]*)(.*)", Path(file).name).groups()
@@ -131,7 +131,7 @@ class ForeignSet(NamedTuple):
     files:dict              # what -> path
     outliers:object=None    # as found; None without any
     lr:object=None          # the learned step size; None without one
-    index:int=None          # which experiment of the file; None if it holds just one
+    index:int=None          # which experiment of DC's file; None in other layouts
     n:int=1                 # experiments in the file
     claims:dict={}          # network -> accuracies in percent, as the authors say
     classes:tuple=None      # names of folders, or of classes in the file, that labels index
@@ -232,7 +232,7 @@ def read_foreign(
     file,               # a file, a folder, several of them, or a pattern
     labels=None,        # file (or files) of labels, if not in it; the one beside if None
     outliers_file=None, # file of outliers, if they are elsewhere
-    lr=None,            # step size, or its file; for images_*.pt the one beside if None
+    lr=None,            # step size, or its file; if None the one beside, or in the file
     index=None,         # which experiment of res_*.pt; the first if None
 ) -> ForeignSet:
     "The parts of a distilled set that others wrote, as they are; `UserError` for unknown layouts."
