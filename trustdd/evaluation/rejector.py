@@ -184,7 +184,7 @@ def _sound(said:dict) -> bool:
         (channels, high, wide), test = said["shape"], said["test"] or (1, 1)
         whole = [channels, high, wide, said["n_held_out"], *test]
         numbers = [*said["mean"], *said["std"], said["threshold"], said["accept"]]
-        kinds = {int: whole, float: numbers, str: [*said["classes"], said["source"]]}
+        kinds = {int: whole, (int, float): numbers, str: [*said["classes"], said["source"]]}
         return (all(isinstance(v, kind) for kind, values in kinds.items() for v in values)
                 and len(said["mean"]) == len(said["std"]) == channels and 0 < high == wide
                 and len(said["classes"]) > 1 and all(map(math.isfinite, numbers))
