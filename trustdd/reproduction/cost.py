@@ -44,7 +44,7 @@ def _clock(device):
     return time.process_time if torch.device(device).type == "cpu" else time.perf_counter
 
 def _clocked(work, device):
-    "Seconds of `work()` by `_clock` and on the wall; bytes before and at the peak, of the GPU too."
+    "Seconds of `work()` by `_clock` and on the wall; bytes before and at the peak; the GPU's peak."
     gpu, now = torch.device(device).type == "cuda", _clock(device)
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
