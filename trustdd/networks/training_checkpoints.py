@@ -25,7 +25,7 @@ def describe_training(
     model:str,      # their architecture; the experiment's if None
     lr,             # the learned step size, or None
     snapshots:int,  # how many states are kept on the way
-    *tensors,       # images, labels, outliers
+    *tensors,       # images, labels, outliers; the images of a pool
 ) -> dict:
     "What identifies a training."
     recipe = dict(experiment=to_dict(exp), seed=seed, model=model or exp.model, lr=lr)
