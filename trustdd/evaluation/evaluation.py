@@ -57,7 +57,7 @@ class EvaluationSettings(Settings):
 def _iterations(value):
     "Ascending whole numbers from a list, or from a text with commas."
     parts = value.split(",") if isinstance(value, str) else value
-    try: return tuple(sorted({int(p) for p in parts if p != ""}))
+    try: return tuple(sorted({int(str(p)) for p in parts if p != ""}))
     except (TypeError, ValueError):
         raise UserError(f"watch = {value!r} must be a list of iterations such as 10,20") from None
 
