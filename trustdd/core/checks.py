@@ -31,7 +31,7 @@ def check_int(
     value,      # what was asked for
     least:int,  # the smallest value there can be
 ):
-    "Raise `UserError` unless `value` is a whole number of at least `least`."
+    "Raise `UserError` unless `value` is an `int` of at least `least`."
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{field} = {value!r} must be a whole number, {least} or more")
 
@@ -41,7 +41,7 @@ def check_number(
     value,              # what was asked for
     positive:bool=False,# must it be above 0?
 ):
-    "Raise `UserError` unless `value` is a finite number of 0 or more (above 0 if `positive`)."
+    "`UserError` unless `value` is a finite `int` or `float`, 0 or more (above 0 if `positive`)."
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= sys.float_info.max or (positive and value == 0):
         least = "above 0" if positive else "0 or more"

@@ -87,7 +87,7 @@ def _regular(path) -> tuple:
 
 # %% ../../nbs/core/03_storage.ipynb #5675c3c6
 def _write_beside(path, parts, mode):
-    "Write a file with a name of its own, then rename it; an interruption leaves nothing beside."
+    "Write a file with a name of its own, then rename it; an exception leaves nothing beside."
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
         with open(beside, "xb") as f:
