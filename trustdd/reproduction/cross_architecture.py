@@ -161,7 +161,7 @@ def publish_transfer(
     folder, # of a transfer, with its run's folder two above
     to,     # the same in another store
 ):
-    "Copy report, scores and experiment of other networks; `UserError` if there are no scores."
+    "Copy report, scores and experiment of other networks; `UserError` if one is missing."
     folder, to = Path(folder), Path(to)
     names = "config.json", "ood.csv", "scores.safetensors", "report.json"
     for name in names:

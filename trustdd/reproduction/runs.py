@@ -112,9 +112,9 @@ def compute(
     device="auto",      # auto, cpu, cuda …
     root=None,          # where data sets are
     progress:bool=True, # show bars
-    every:float=30,     # seconds between checkpoints while distilling
+    every:float=30,     # seconds between checkpoints
 ):
-    "Distil, train and evaluate; each result that is not in `folder` is made and written there."
+    "Distil if no set is stored, train and evaluate; write the results into `folder`."
     dataset, source, distilling = prepared(exp, root), None, 0
     if exp.method != "full":
         source, distilling = _distilled(
@@ -145,7 +145,7 @@ def load_or_run(
     device="auto",      # auto, cpu, cuda …
     root=None,          # where data sets are
     progress:bool=True, # show bars
-    every:float=30,     # seconds between checkpoints while distilling
+    every:float=30,     # seconds between checkpoints
 ) -> Run:
     "The finished run of `exp`, computed if not stored; `UserError` if its folder is of another."
     folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
@@ -176,7 +176,7 @@ def load_or_distill(
     root=None,          # where data sets are
     progress:bool=True, # show a bar
 ) -> Run:
-    "The run of `exp` with its distilled set made or found; it may lack networks and a report."
+    "The run of `exp` with its distilled set made or found; it may lack results and a report."
     check_distillable(exp)
     folder = broadcast_from_rank0(lambda: run_folder(exp, runs, root))
     _distillable(exp, folder, device, root)
@@ -233,7 +233,7 @@ def run_all(
     root=None,          # where data sets are
     progress:bool=True, # show a bar
 ):
-    "The finished runs of all `wanted`, in the same form; missing ones are computed in parallel."
+    "The finished runs of all `wanted`, in the same form; missing ones are computed."
     exps = listed(wanted)
     def is_missing(exp): return not is_finished(exp, run_folder(exp, runs, root))
     def find_missing():
