@@ -61,7 +61,7 @@ COMMANDS = """
 import asyncio, json, multiprocessing.forkserver, os, runpy, sys, tempfile
 from contextlib import suppress
 import trustdd.reproduction.commands, trustdd.reproduction.set_commands, trustdd.reproduction.runs, trustdd.reproduction.atlas, trustdd.reproduction.panels
-import ipykernel.ipkernel, pandas, seaborn, sklearn.datasets, sklearn.metrics, torch._dynamo, torch.utils.flop_counter
+import ipykernel.ipkernel, pandas, sklearn.datasets, sklearn.metrics, torch._dynamo, torch.utils.flop_counter
 
 def copied(path, words, kept, usual=multiprocessing.util.spawnv_passfds):
     if "multiprocessing.forkserver" not in words[-1]: return usual(path, words, kept)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What many chapters need and what takes long to import: with all of it about 7 s of a core.
 IMPORTED = (
     "nbdev.test", "torch", "torchvision", "torch._dynamo", "sklearn.datasets", "sklearn.metrics",
-    "seaborn", "papermill", "pytorch_ood.detector", "trustdd")
+    "papermill", "pytorch_ood.detector", "trustdd")
 LONGEST = ("nbs", "guides", "reproduction") # rooms whose notebooks take longest
 
 
@@ -47,7 +47,7 @@ def share_server():
     """
     from multiprocessing import forkserver, resource_tracker
     from trustdd.networks.compute import copying
-    context = copying(["ipykernel.ipkernel", "seaborn", "trustdd.reproduction.panels"])
+    context = copying(["ipykernel.ipkernel", "trustdd.reproduction.panels"])
     if context.get_start_method() != "forkserver": return
     first = context.Process(target=int)
     first.start()
