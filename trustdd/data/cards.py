@@ -78,6 +78,7 @@ def _as_dc(syn, folder):
         content["data_oe"] = [[syn.outliers, torch.zeros(len(syn.outliers), dtype=torch.int64)]]
     data = Path(exp["dataset"]).name.replace("_", "-")
     if exp.get("zca"): content["zca"] = True
+    if syn.lr is not None: content["lr"] = syn.lr
     name = f"res_{exp['method'].upper()}_{data}_{exp['model']}_{exp['ipc']}ipc.pt"
     return _write_torch(content, folder/name)
 
@@ -97,7 +98,8 @@ def _as_mtt(syn, folder):
 def _as_folder(syn, folder):
     "CLASS/00000.png, or .npy where bytes do not hold the very pixels."
     zca = syn.provenance["experiment"].get("zca")
-    kinds = {"outliers": len(syn.outliers), "soft labels": syn.soft is not None, "whitening": zca}
+    kinds = {"outliers": len(syn.outliers), "soft labels": syn.soft is not None, "whitening": zca,
+             "a learned step size": syn.lr is not None}
     if what := [k for k, there in kinds.items() if there]:
         raise UserError(f"layout = 'folder' has no place for {what[0]}; choose dc or mtt")
     folders = [c.replace("/", "-") for c in syn.classes] # Fashion-MNIST has a T-shirt/top

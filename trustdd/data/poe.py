@@ -137,6 +137,7 @@ class POEPool:
         device="cpu",           # where the images lie
     ):
         for name in corruptions: check_choice("corruptions", name, KINDS)
+        if not corruptions: raise UserError("corruptions = () is empty; name one or more")
         self.dataset, self.corruptions, self.device = dataset, tuple(corruptions), device
         self.images, self.n_slots = dataset.images.to(device), dataset.n_classes
 

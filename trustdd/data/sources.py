@@ -25,14 +25,15 @@ def check_text(
     before:str="there is ", # words to put before the error's
 ):
     "Raise `UserError` for a name with line breaks and the like, or in an unknown encoding."
-    if name.isprintable() or not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name): return
+    if not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name): return
     raise UserError(f"{before}a file whose name is not a text: {ascii(name)}; rename it")
 
 def _entries(folder):
     "What is in a folder, without hidden files; `UserError` if it cannot be read."
     try: entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
     except OSError as e: raise UserError(f"cannot read the folder {folder}: {e.strerror}") from e
-    for e in entries: check_text(e.name, f"{folder} holds ")
+    for e in entries:
+        if not e.name.isprintable(): check_text(e.name, f"{folder} holds ")
     return entries
 
 def _sub_folders(folder):
@@ -122,14 +123,16 @@ def _walk(folder, keep=(), inside="", above=()):
     "Relative name and status of each file below `folder`, in the sub-folders `keep` if any."
     here = os.path.realpath(folder)
     if here in above: raise UserError(f"{folder} is a link back to a folder that it is in")
+    found = []
     for e in _entries(folder):
         if keep and not inside and e.name not in keep: continue
         try: s = e.stat()
         except OSError as error:
             link = ", a link that leads nowhere" if e.is_symlink() else ""
             raise UserError(f"cannot read {e.path}{link}: {error.strerror}") from error
-        if not stat.S_ISDIR(s.st_mode): yield inside + e.name, s
-        else: yield from _walk(e.path, keep, f"{inside}{e.name}/", (*above, here))
+        if not stat.S_ISDIR(s.st_mode): found.append((inside + e.name, s))
+        else: found += _walk(e.path, keep, f"{inside}{e.name}/", (*above, here))
+    return found # a generator in generators would take longer
 
 # %% ../../nbs/data/11_sources.ipynb #6c9cb222
 class Listing(NamedTuple):

@@ -174,8 +174,8 @@ def _from_pairs(content, file, index):
     images, labels = _pair(pairs, "data", file, index)
     outliers = None
     if "data_oe" in content: outliers = _pair(content["data_oe"], "data_oe", file, index)[0]
-    return ForeignSet(images, labels, "dc", {"images": file}, outliers, None, index, len(pairs),
-                      _claims(content, index, len(pairs)), **_about(content))
+    return ForeignSet(images, labels, "dc", {"images": file}, outliers, content.get("lr"), index,
+                      len(pairs), _claims(content, index, len(pairs)), **_about(content))
 
 # %% ../../nbs/distillation/42_layouts.ipynb #7ab89b87
 def _one(file, labels, index):

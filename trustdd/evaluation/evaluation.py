@@ -112,12 +112,10 @@ def _check_fit(syn, dataset):
     white = getattr(dataset, "zca", None) is not None
     if zca and not white:
         raise UserError(f"the distilled set is of whitened images (zca), but dataset "
-                        f"{dataset.name!r} is not whitened; give its name, or what "
-                        "prepared(experiment) returns")
+                        f"{dataset.name!r} is not whitened; give its name, or prepared(experiment)")
     if white and not zca:
         raise UserError(f"the distilled set is not of whitened images, but dataset "
-                        f"{dataset.name!r} is whitened (zca); give its name, or the data set "
-                        "as it was loaded")
+                        f"{dataset.name!r} is whitened (zca); give its name, or load it anew")
 
 # %% ../../nbs/evaluation/52_evaluation.ipynb #73aee024
 def resolve_eval_data(
@@ -160,7 +158,6 @@ def _at_hand(name, arrays, root):
     try: return have(name, root)
     except UserError: return False # a path that leads nowhere
 
-
 # %% ../../nbs/evaluation/52_evaluation.ipynb #99a2abd2
 def evaluate(
     nets,            # a network, or several; without `syn` also their logits, as arrays
@@ -180,7 +177,10 @@ def evaluate(
     "Accuracy, OOD detection, errors and calibration of `nets`. Wrong requests raise `UserError`."
     if suite and ood: raise UserError("ood and suite mean the same; give one of them")
     ood = suite and check_choice("suite", suite, SUITES) or ood
-    if isinstance(nets, dict): return _of_arrays(nets, dataset, ood, n_test, seed, root, logits_out)
+    if isinstance(nets, dict):
+        if syn is not None or normalise or select != "last":
+            raise UserError("syn, normalise and select are for networks; these are their logits")
+        return _of_arrays(nets, dataset, ood, n_test, seed, root, logits_out)
     nets = as_networks(nets)
     if syn is None: syn = stand_in(nets, dataset := _named_dataset(dataset, root))
     exp = syn.provenance.get("experiment", {})

@@ -112,9 +112,12 @@ class _TrainingData:
 def _training_data(source, device="cpu", pool=None):
     "A `Dataset` or a distilled set on the device, ready for training."
     if not isinstance(source, Dataset):
+        if pool is not None: raise UserError("a distilled set has its outliers; it needs no pool")
         labels = source.labels if getattr(source, "soft", None) is None else source.soft
         tensors = (x.to(device) for x in (source.images, labels, source.outliers))
         return _TrainingData(*tensors, source.n_classes, None, source.lr)
+    if pool is not None and not hasattr(pool, "images"):
+        raise UserError("the pool has no .images, by which a kept training is found again")
     images, labels = source.images.to(device), source.labels.to(device)
     outliers = torch.empty(0, *source.shape, device=device)
     def normalise(x): return source.normalise(x, device)
