@@ -131,9 +131,9 @@ class Buffers(Stored):
 # %% ../../nbs/reproduction/83_commands.ipynb #78e429c3
 @dataclass(frozen=True)
 class List(Command):
-    "Show the runs in the store, or the data sets there are."
+    "Show the runs in the store, or the names of data sets."
     runs:str|None=None  # the run store; runs/ in the project
-    data:bool=False     # show the data sets instead
+    data:bool=False     # show the names of data sets instead
 
     def run(self, fields) -> int:
         "One line each."
