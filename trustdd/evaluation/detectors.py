@@ -90,7 +90,7 @@ def _n_neighbours(n:int) -> int:
 def _knn(net, features, labels):
     from pytorch_ood.detector import KNN
     detector = KNN(None, k=_n_neighbours(len(features)))
-    detector.knn.n_jobs = None # starting threads takes longer than the search
+    detector.knn.n_jobs = None # the library's -1 asks for one job for each core
     return detector.fit_features(features, labels).predict_features
 
 # %% ../../nbs/evaluation/47_detectors.ipynb #9da04e19

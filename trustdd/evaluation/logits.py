@@ -84,7 +84,7 @@ def _read_logits(path):
         def part(kind, names): return {k: tensors[f"{kind}.{k}"] for k in names}
         return (part("values", ["in", *ood]), tensors["labels"],
                 part("idx_in", ood), part("idx_out", ood), about)
-    except (KeyError, ValueError) as e: # a UserError is a ValueError
+    except (KeyError, TypeError, ValueError) as e: # a UserError is a ValueError
         raise UserError(f"{path} is not a file of logits: {e}") from e
 
 # %% ../../nbs/evaluation/48_logits.ipynb #11e8b957
