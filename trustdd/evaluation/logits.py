@@ -48,8 +48,9 @@ def predict(
     device="cpu",  # where to run; the network is moved there
 ) -> torch.Tensor:
     "Logits, float32 (n, k) on the CPU. Raises `UserError` if they are not finite."
-    device, training, parts = pick_device(device), net.training, []
-    modes = [(m, m.training) for m in getattr(net, "modules", tuple)()]
+    device, parts = pick_device(device), []
+    known = [net, *getattr(net, "modules", tuple)()] # a frozen TorchScript module has no mode
+    modes = [(m, m.training) for m in known if hasattr(m, "training")]
     net.to(device).eval()
     weights = (p.dtype for p in getattr(net, "parameters", tuple)() if p.is_floating_point())
     kind = next(weights, torch.float32)
@@ -57,7 +58,6 @@ def predict(
         for x in images.split(batch):
             x = dataset.normalise(to_device(x, device)).to(device, kind)
             parts.append(_only_logits(net(x)))
-    net.train(training)
     for module, was in modes: module.training = was
     logits = torch.cat(parts).float().cpu()
     if not logits.isfinite().all():
