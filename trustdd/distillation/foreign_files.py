@@ -34,12 +34,13 @@ class _Number:
         return found[0].item() if len(found) == 1 else None
 
 class _Array:
-    "Stands in for numpy's arrays."
+    "Stands in for numpy's arrays: one of numbers, or None."
     def __init__(self, *args): self.array = None
     def __setstate__(self, state):
         _, shape, kind, by_columns, data = state
-        if isinstance(data, bytes): # a list holds objects
-            self.array = kind.values(data).reshape(shape, order="F" if by_columns else "C")
+        found = kind.values(data) if isinstance(data, bytes) else () # a list holds objects
+        if len(found) == math.prod(shape):
+            self.array = np.reshape(found, shape, order="F" if by_columns else "C")
 
 class _Bytes:
     "Stands in for `_codecs.encode`: the bytes that a text spells."
@@ -76,7 +77,7 @@ def _tensor(a):
     return torch.from_numpy(np.array(a, dtype=kind, order="C"))
 
 def _dense(x, path):
-    "A tensor of numbers to compute with; `UserError` for one without, such as a sparse one."
+    "A tensor to compute with; `UserError` for sparse ones and the like."
     kinds = dict(sparse=x.layout != torch.strided, meta=x.is_meta, complex=x.is_complex(),
                  quantised=x.is_quantized)
     strange = [kind for kind, is_so in kinds.items() if is_so]
@@ -106,7 +107,7 @@ def read_torch(
 
 # %% ../../nbs/distillation/41_foreign_files.ipynb #a9f5d299
 def kind_of(x) -> str:
-    "In words, what a file held: a list, a Tensor, a dictionary with these keys."
+    "In words, what a file held: a list, a Tensor, a dictionary with its first keys."
     if isinstance(x, dict): return f"a dictionary with {', '.join(map(str, list(x)[:5]))}"
     return f"a {type(x).__name__}"
 
@@ -133,7 +134,7 @@ _STARTS = {
 def _what_is(
     path, # a file or folder
 ) -> str:
-    "In a few words, what a file is by its first bytes; `UserError` if it is not there."
+    "In a few words, what a file is by its content; `UserError` if it is not there."
     path = Path(path)
     if path.is_dir(): return "a folder"
     if not path.is_file(): raise UserError(f"{path} is not there")
@@ -168,7 +169,7 @@ def check_foreign(file):
 
 # %% ../../nbs/distillation/41_foreign_files.ipynb #9de655fb
 def _read_numpy(path):
-    "A tensor, or a dictionary of tensors; `UserError` for Python objects or a damaged file."
+    "A tensor, or a dictionary of them; `UserError` for Python objects or a damaged file."
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray): return _tensor(found)

@@ -22,11 +22,11 @@ from ..data.suites import image_hashes, ood_suite, overlap, SUITES
 CORRUPTED = tuple(f"corrupted-{kind}" for kind in CORRUPTION_NAMES)
 
 def _corrupted(name, dataset) -> torch.Tensor:
-    "All test images of `dataset` under one of `CORRUPTED`, uint8 (n, C, H, W); always the same."
+    "All test images of `dataset` under a corruption, uint8 (n, C, H, W); the same in each call."
     allowed = [f"corrupted-{kind}" for kind in KINDS if kind not in ("identity", "noise")]
     kind = check_choice("ood", name, allowed).removeprefix("corrupted-")
     generator, parts = stream(0, "corrupted-test", kind), []
-    n_parts = -(-len(dataset.test_images) // 1000) # the whole set is never there as floats
+    n_parts = -(-len(dataset.test_images) // 1000) # at most a thousand at a time are floats
     for part in dataset.test_images.tensor_split(n_parts):
         x = corrupt(kind, part.cpu().float() / 255, generator)
         parts.append((x * 255).round().to(torch.uint8))
@@ -130,8 +130,8 @@ def load_ood_sets(
             images[name] = load_ood(asked, dataset.shape, root)
             sources[name] = outside_source(asked, dataset.shape, root)
     for name in (name for name, x in images.items() if len(x) == 1):
-        raise UserError(f"ood = {name!r} has a single image; an AUROC needs two or more, and "
-                        "says something from about fifty on")
+        raise UserError(f"ood = {name!r} has a single image; give two or more (an AUROC says "
+                        "something from about fifty on)")
     for name in (name for name in images if name in ("in", "near", "far", "mean")):
         raise UserError(f"ood names a set called {name!r}, as results call something else; rename "
                         "its folder")

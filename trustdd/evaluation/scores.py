@@ -129,7 +129,7 @@ def roc(
     s_in,  # scores of InD images, (n,)
     s_out, # scores of OOD images, (m,)
 ) -> tuple:
-    "The corners of the ROC curve, InD positive: (fpr, tpr) in [0, 1], from (0, 0) to (1, 1)."
+    "The ROC curve, InD positive: (fpr, tpr) in [0, 1], from (0, 0) to (1, 1)."
     from sklearn.metrics import roc_curve
     return roc_curve(*_marked(s_in, s_out))[:2]
 

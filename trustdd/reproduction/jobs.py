@@ -34,7 +34,7 @@ def processes(
     "How many processes share `n_tasks`; raises `UserError` if $TRUSTDD_WORKERS is no number."
     if asked is not None: check_int("workers", asked, 1)
     word = os.environ.get("TRUSTDD_WORKERS") or "0"
-    if not word.isdigit(): raise UserError(f"TRUSTDD_WORKERS = {word!r} must be a whole number")
+    if not word.isdecimal(): raise UserError(f"TRUSTDD_WORKERS = {word!r} must be a whole number")
     return min(n_tasks, asked or int(word) or cores())
 
 def cores() -> int:
@@ -47,7 +47,7 @@ def fresh_processes(
     n:int,              # how many
     threads:int=None,   # CPU threads of each; torch's choice if None
 ) -> ProcessPoolExecutor:
-    "An executor with processes that have done nothing yet."
+    "An executor with processes that have only begun, as `_begin` says."
     return ProcessPoolExecutor(n, copying(), _begin, (threads, dict(os.environ)))
 
 def _begin(threads, environment):
@@ -123,7 +123,7 @@ def run_buffer(
     root=None,          # where data sets are
     progress:bool=True, # show a bar
 ) -> Buffer:
-    "The experts of `exp` in the store; those missing are trained in parallel."
+    "The experts of `exp` in the store; on a CPU, those missing are trained in parallel."
     folder = runs_root(runs)/buffer_name(exp, root)
     device = pick_device(device)
     dataset = prepared(exp, root)
