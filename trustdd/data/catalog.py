@@ -7,6 +7,7 @@ __all__ = ['image_stamp', 'load_dataset', 'prepared', 'load_ood', 'load_aux', 'o
            'shared_classes']
 
 # %% ../../nbs/data/15_catalog.ipynb #91360a5b
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -24,8 +25,9 @@ from .sources import find_folder, list_images, split_folders
 def _check_classes(listing):
     "`UserError` unless each folder is a class: with images in it, or in one folder below it."
     folder, below = listing.folder, {}
-    for *folders, _ in (f.split("/") for f in listing.files):
-        if folders: below.setdefault(folders[0], set()).add("/".join(folders[1:2]))
+    for inside in {f.rpartition("/")[0] for f in listing.files}:
+        c, _, deeper = inside.partition("/")
+        if c: below.setdefault(c, set()).add(deeper.partition("/")[0])
     empty = [c for c in listing.folders if c not in below]
     if empty and below:
         raise UserError(f"{folder}: there is no image in the class folder {', '.join(empty[:5])}"
@@ -37,65 +39,65 @@ def _check_classes(listing):
                         f"name {folder/c} as the data set, else move the images up into {c}")
 
 # %% ../../nbs/data/15_catalog.ipynb #5ec66a6f
-def _read_part(name, part, side, root, check=None):
-    "The \"train\" or \"test\" part of a tree or download, and a phrase that says what it is."
+@dataclass(frozen=True)
+class _Files:
+    "What lies behind a name; equal if the fingerprints are."
+    stamp:str                                              # empty if there are none
+    folder:object=field(default=None, compare=False)       # None if it is no tree
+    parts:dict=field(default_factory=dict, compare=False)  # part -> its `Listing`
+
+def _files(name, root):
+    "The files behind `name`, listed."
     folder, keep = find_folder(name, root)
+    if not folder: return _Files(download_stamp(root/".download"/name))
+    parts = {p: list_images(f, keep) for p, f in sorted(split_folders(folder).items())}
+    stamps = [listing.stamp for listing in parts.values()]
+    return _Files("".join((f"{folder} ", *stamps)), folder, parts) # two of one name may look alike
+
+def _read_part(name, part, side, root, files, check=None):
+    "The \"train\" or \"test\" part of a tree or download, and a phrase that says what it is."
+    folder = files.folder
     if not folder:
         if name not in DOWNLOADS: raise unknown(name, root)
-        entry = DOWNLOADS[name]
-        phrase = f"{part} part from {entry[0].split('.')[0]}"
-        return download(name, entry, part, side, root), phrase
-    there = split_folders(folder)
-    of = there.get(part) or there.get("all")
-    if not of: raise UserError(f"{name}: {folder} has no {part} folder")
-    listing = list_images(of, keep)
+        split = download(name, DOWNLOADS[name], part, side, root)
+        return split, f"{part} part from {DOWNLOADS[name][0].split('.')[0]}"
+    listing = files.parts.get(part) or files.parts.get("all")
+    if not listing: raise UserError(f"{name}: {folder} has no {part} folder")
     if check: check(listing)
+    of = listing.folder
     phrase = f"tree {folder.name}" if of == folder else f"tree {folder.name}/{of.name}"
     return read_tree(listing, side, root), phrase + listing.note
 
 # %% ../../nbs/data/15_catalog.ipynb #8b279a4d
-def _stamp(name, root):
-    "A fingerprint of the files behind `name`; empty if there are none."
-    folder, keep = find_folder(name, root)
-    if not folder: return download_stamp(root/".download"/name)
-    stamps = [list_images(f, keep).stamp for f in sorted(split_folders(folder).values())]
-    return "".join((f"{folder} ", *stamps)) # two folders of one name may look alike
-
 def _usual_side(name, root):
     "The side of the images of a set that has them in many sizes; None if it has one."
     folder, keep = find_folder(name, root)
     if keep: return 128
     return DOWNLOADS[name][4] if not folder and name in DOWNLOADS else None
 
-def _divided(name, side, root):
+def _divided(name, side, root, files):
     "A folder without a split: train and test parts, a fifth of each class in the second."
-    whole, phrase = _read_part(name, "all", side, root, _check_classes)
+    whole, phrase = _read_part(name, "all", side, root, files, _check_classes)
     kept, held = stratify(whole.labels, 0.2, 0, "test split")
     if not len(held):
         raise UserError(f"{name}: one image per class cannot be split "
                         "into training and test images")
     return [Split(whole.images[i], whole.labels[i], whole.classes) for i in (kept, held)], phrase
 
-def _digits(side):
-    "The scanned digits."
-    train, test, source = scanned_digits(side)
-    return from_tensors("digits", train.images, train.labels, test.images, test.labels,
-                        train.classes, source)
-
-# %% ../../nbs/data/15_catalog.ipynb #6dcf6962
 @lru_cache(maxsize=4)
-def _dataset(name, side, root, stamp):
-    "A data set; `stamp` is there for the cache alone."
-    if name == "digits": return _digits(side or 8)
+def _dataset(name, side, root, files):
+    "A data set, kept until its files change."
+    if name == "digits":
+        train, test, source = scanned_digits(side or 8)
+        return from_tensors(name, *train[:2], *test[:2], train.classes, source)
     side = side or _usual_side(name, root)
     resized = f", resized to {side}x{side}" if side else ""
-    folder, _ = find_folder(name, root)
-    if folder and "all" in split_folders(folder):
-        parts, phrase = _divided(name, side, root)
+    if "all" in files.parts:
+        parts, phrase = _divided(name, side, root, files)
         phrase += f"{resized}, a fifth of each class drawn as test images"
         return from_splits(name, *parts, phrase)
-    train, a = _read_part(name, "train", side, root, _check_classes)
-    test, b = _read_part(name, "test", side, root, _check_classes)
+    train, a = _read_part(name, "train", side, root, files, _check_classes)
+    test, b = _read_part(name, "test", side, root, files, _check_classes)
     return from_splits(name, train, test, f"{a} and {b}{resized}")
 
 # %% ../../nbs/data/15_catalog.ipynb #9f5e1cb2
@@ -105,7 +107,7 @@ def image_stamp(
 ) -> str:
     "A fingerprint of a set's files, \"\" if it has none here; `UserError` for a wrong path."
     name, root, _ = resolve_name(name, root)
-    return _stamp(SELECTIONS[name].dataset if name in SELECTIONS else name, root)
+    return _files(SELECTIONS[name].dataset if name in SELECTIONS else name, root).stamp
 
 # %% ../../nbs/data/15_catalog.ipynb #8d1c416e
 def load_dataset(
@@ -115,7 +117,7 @@ def load_dataset(
 ) -> Dataset:
     "The in-distribution set `name`, kept on disk and in memory; `UserError` if it cannot be had."
     name, root, size = resolve_name(name, root, size)
-    return _dataset(name, size, root, "" if name == "digits" else _stamp(name, root))
+    return _dataset(name, size, root, None if name == "digits" else _files(name, root))
 
 # %% ../../nbs/data/15_catalog.ipynb #2f165ebf
 @lru_cache(maxsize=4)
@@ -132,9 +134,9 @@ def prepared(
     return _prepared(load_dataset(exp.dataset, root), exp.holdout, exp.zca, root)
 
 # %% ../../nbs/data/15_catalog.ipynb #8213329f
-def _outside_split(name, part, side, root):
+def _outside_split(name, part, side, root, files):
     "A part of a data set as a `Split`, and a phrase."
-    if name != "digits": return _read_part(name, part, side, root)
+    if name != "digits": return _read_part(name, part, side, root, files)
     train, test, _ = scanned_digits(side)
     return train if part == "train" else test, f"{part} part of scikit-learn's digits as split here"
 
@@ -152,12 +154,12 @@ def _without(name, split, exclude):
 
 # %% ../../nbs/data/15_catalog.ipynb #e17424e8
 @lru_cache(maxsize=16)
-def _outside(name, part, shape, root, exclude, stamp):
-    "Images of `shape` and a sentence about them; `stamp` is there for the cache alone."
+def _outside(name, part, shape, root, exclude, files):
+    "Images of `shape` and a sentence about them, kept until the files change."
     side = shape[1]
     if side != shape[2]: raise UserError(f"shape = {shape}: images must be square")
     if name in EMBEDDED and name != "digits": return embedded_images(name, shape)
-    split, phrase = _outside_split(name, part, side, root)
+    split, phrase = _outside_split(name, part, side, root, files)
     images, without = _without(name, split, exclude)
     sentence = f"{name}: {phrase}{without}, {len(images):,} images, resized to {side}x{side}"
     return to_shape(images, shape), sentence
@@ -179,8 +181,8 @@ def _find_outside(name, part, shape, root, exclude=()):
     if name in SELECTIONS:
         if exclude: raise UserError(f"exclude: {name} is a selection of classes already")
         name, exclude = SELECTIONS[name].dataset, (name,)
-    stamp = "" if name in EMBEDDED else _stamp(name, root)
-    return _outside(name, part, tuple(int(s) for s in shape), root, tuple(exclude), stamp)
+    files = None if name in EMBEDDED else _files(name, root)
+    return _outside(name, part, tuple(int(s) for s in shape), root, tuple(exclude), files)
 
 def load_ood(
     name,       # a noise, a set in `known()`, a folder in the data folder, or a path
@@ -228,7 +230,6 @@ def class_folders(
     names = keep or sorted(f.name for f in inside if f.is_dir() and f.name[0] != ".")
     return tuple(c for c in names if not some or some.keeps(c))
 
-
 # %% ../../nbs/data/15_catalog.ipynb #421b32c2
 def common_classes(ours, theirs) -> list[str]:
     "Those of our classes that the others have, too; numbers say nothing, nor does `images`."
@@ -247,4 +248,3 @@ def shared_classes(
     plain, _, _ = resolve_name(name, root)
     theirs = subjects(plain) if plain in EMBEDDED else class_folders(name, "test", root)
     return common_classes(dataset.classes, theirs)
-

@@ -120,7 +120,7 @@ def _open_image(path) -> Image.Image:
 
 # %% ../../nbs/data/11_sources.ipynb #5736743a
 def _walk(folder, keep=(), inside="", above=()):
-    "Relative name and status of each file below `folder`, in the sub-folders `keep` if any."
+    "Name, size, times and mode of each file below `folder`, in the sub-folders `keep` if any."
     here = os.path.realpath(folder)
     if here in above: raise UserError(f"{folder} is a link back to a folder that it is in")
     found = []
@@ -130,8 +130,10 @@ def _walk(folder, keep=(), inside="", above=()):
         except OSError as error:
             link = ", a link that leads nowhere" if e.is_symlink() else ""
             raise UserError(f"cannot read {e.path}{link}: {error.strerror}") from error
-        if not stat.S_ISDIR(s.st_mode): found.append((inside + e.name, s))
-        else: found += _walk(e.path, keep, f"{inside}{e.name}/", (*above, here))
+        if stat.S_ISDIR(s.st_mode):
+            found += _walk(e.path, keep, f"{inside}{e.name}/", (*above, here))
+        else:
+            found.append((inside + e.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_mode))
     return found # a generator in generators would take longer
 
 # %% ../../nbs/data/11_sources.ipynb #6c9cb222
@@ -169,11 +171,11 @@ def list_images(
 ) -> Listing:
     "The images below a folder; `UserError` for what cannot be listed."
     found, skipped, endings = [], Counter(), _formats()
-    for name, s in _walk(folder, keep):
-        _, dot, ending = name[name.rfind("/") + 1:].rpartition(".") # faster than Path
+    for *file, mode in _walk(folder, keep):
+        _, dot, ending = file[0][file[0].rfind("/") + 1:].rpartition(".") # faster than Path
         kind = f".{ending}".lower() if dot else ""
-        if not stat.S_ISREG(s.st_mode): skipped[_KINDS.get(stat.S_IFMT(s.st_mode), "device")] += 1
-        elif kind in endings: found.append((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
+        if not stat.S_ISREG(mode): skipped[_KINDS.get(stat.S_IFMT(mode), "device")] += 1
+        elif kind in endings: found.append(tuple(file))
         else: skipped[kind if len(kind) > 1 else "without an ending"] += 1
     found.sort()
     stamp = hashlib.sha256(repr(found).encode()).hexdigest()
