@@ -26,7 +26,7 @@ def flops(
     "Floating-point operations of the convolutions and products in a forward pass of one image."
     from torch.utils.flop_counter import FlopCounterMode
     with torch.device("meta"): x = torch.empty(1, *shape)
-    with FlopCounterMode(display=False) as counter: copy.deepcopy(net).to("meta")(x)
+    with FlopCounterMode(display=False) as counter: copy.deepcopy(net).to("meta").eval()(x)
     return counter.get_total_flops()
 
 # %% ../../nbs/networks/26_compute.ipynb #d432cd16
