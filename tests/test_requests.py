@@ -188,7 +188,7 @@ def test_a_compiler_that_cannot_compile_costs_time_only(project, monkeypatch, ca
     finally: compile_problem.cache_clear()
     why = said.partition("error: ")[2]
     lines = [l for l in capfd.readouterr().err.splitlines() if "compiled" in l]
-    assert lines and set(lines) == {f"networks cannot be compiled here ({why}); they run eagerly, at about half the speed"}
+    assert lines and set(lines) == {f"networks cannot be compiled here ({why}); they run eagerly, which is slower"}
     assert run.distilled.provenance["passes"] == run.report.runs[0]["passes"] == f"eager ({why})"
     assert torch.equal(run.distilled.images, eager.distilled.images) and run.report.accuracy == eager.report.accuracy
 

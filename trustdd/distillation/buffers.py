@@ -30,7 +30,7 @@ from ..data.dataset import Dataset
 from ..data.poe import outlier_pool
 from ..networks.architectures import from_experiment
 from ..networks.batches import expert_batches, real_images
-from ..networks.compute import compiled, in_precision, keep_memory, torch_threads
+from ..networks.compute import arithmetic, compiled, in_precision, keep_memory, torch_threads
 from ..networks.parameters import fill, flatten, initialise
 from ..networks.training import fit
 from .trajectories import (
@@ -164,9 +164,8 @@ def _held(folder, k, wait):
 def _train_missing(exp, folder, dataset, device, root, progress):
     "Train the experts that `folder` lacks, or wait until other processes have."
     if not (missing := missing_experts(exp, folder)): return
-    dataset = dataset or prepared(exp, root)
+    dataset, fields = dataset or prepared(exp, root), _expert_fields(exp, root)
     _check_room(exp, folder, dataset, len(missing))
-    fields = _expert_fields(exp, root)
     _describe(fields, folder, dataset)
     seeded = replace(exp, seed=exp.expert_seed) # the seed also divides auxiliary images among slots
     pool = outlier_pool(seeded, dataset, root, device)
@@ -221,7 +220,8 @@ def make_buffer(
     "The buffer of all experts that `exp` asks for; trains those that are missing."
     keep_memory()
     folder = Path(folder)
-    with stop_together(): _train_missing(exp, folder, dataset, device, root, progress)
+    with arithmetic(device), stop_together():
+        _train_missing(exp, folder, dataset, device, root, progress)
     return Buffer(folder, exp, root)
 
 # %% ../../nbs/distillation/37_buffers.ipynb #c1a17668

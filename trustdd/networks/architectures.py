@@ -72,6 +72,8 @@ def _convnet(
     pool:str="avg",         # avg, max or none
 ) -> Network:
     "`depth` blocks of conv3×3(`width`), norm, activation and pool, then one linear layer."
+    check_choice("act", act, _ACTIVATIONS)
+    check_choice("pool", pool, _POOLS)
     channels, *side = shape
     if pool != "none": _need_side("convnet", shape, 2**depth, f" at depth {depth}")
     layers = []
@@ -168,7 +170,7 @@ def build_network(
     pool:str="avg",              # avg, max or none (ConvNet only)
     device="cpu",                # where the parameters are
 ) -> Network:
-    "A fresh network; raises `UserError` for an unknown model or images too small for it."
+    "A fresh network; `UserError` for unknown names, or images too small for the model."
     check_choice("model", model, _BUILDERS)
     shape, extra = tuple(shape), {}
     if model == "convnet": extra = dict(width=width, depth=depth, act=act, pool=pool)
@@ -214,7 +216,7 @@ def network_skeleton(
     shape:tuple,    # (C, H, W) of the images
     n_classes:int,  # number of logits
 ) -> nn.Module:
-    "The network of a configuration, without memory for its weights; `UserError` if there is none."
+    "The network of a configuration, without memory for its weights; errors as of `build_network`."
     with torch.device("meta"):
         return build_network(shape=shape, n_classes=n_classes, generator=torch.Generator(),
                              device="meta", **config)

@@ -26,7 +26,7 @@ def flops(
     "Floating-point operations of the convolutions and products in a forward pass of one image."
     from torch.utils.flop_counter import FlopCounterMode
     with torch.device("meta"): x = torch.empty(1, *shape)
-    with FlopCounterMode(display=False) as counter: copy.deepcopy(net).to("meta")(x)
+    with FlopCounterMode(display=False) as counter: copy.deepcopy(net).to("meta").eval()(x)
     return counter.get_total_flops()
 
 # %% ../../nbs/networks/26_compute.ipynb #d432cd16
@@ -56,7 +56,7 @@ def compiled(
     why = compile_problem(next(net.parameters()).device.type)
     net.passes = f"eager ({why})" if why else "compiled"
     if not why: return torch.compile(net)
-    print(f"networks cannot be compiled here ({why}); they run eagerly, at about half the speed",
+    print(f"networks cannot be compiled here ({why}); they run eagerly, which is slower",
           file=sys.stderr)
     return net
 
@@ -99,7 +99,7 @@ PRECISIONS = ("float32", "bfloat16")
 _FAST_BFLOAT16 = {"avx512_bf16", "amx_bf16"} # flags of processors
 
 def processor_flags() -> set:
-    "What the processor says it can do, in Linux's words; empty elsewhere."
+    "What an x86 processor says it can do, in Linux's words; empty elsewhere."
     about = Path("/proc/cpuinfo")
     for line in about.read_text().splitlines() if about.exists() else ():
         name, _, words = line.partition(":")

@@ -17,7 +17,7 @@ def initialise(
     net:nn.Module,               # changed in place
     generator:torch.Generator,   # on the CPU; nothing else is random
 ) -> nn.Module:
-    "Fresh parameters: uniform within ±1/√fan_in in conv and linear layers; 1 and 0 in norms."
+    "Fresh: ±1/√fan_in, uniform, in Conv2d and Linear; 1 and 0 in Group-, Layer- and BatchNorm2d."
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             bound = m.weight[0].numel() ** -0.5
