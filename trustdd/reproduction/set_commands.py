@@ -83,7 +83,7 @@ class Evaluate(Work):
     epochs:int|None=None                # of their training; the experiment's
     seed:int|None=None                  # of the networks; the experiment's
     dataset:str|None=None               # in-distribution test data; the experiment's
-    ood:tuple[str, ...]|None=None       # OOD test sets; the data set's usual ones
+    ood:tuple[str, ...]|None=None       # OOD test sets; the experiment's, or the usual ones
     select:str="last"                   # last epoch, or best_on_test (to compare with old numbers)
     out:str|None=None                   # folder for report.json, ood.csv and logits.safetensors
     fpr95:str="first"                   # nearest adds a table with the published code's threshold
