@@ -24,7 +24,8 @@ from .flags import (
 # %% ../../nbs/reproduction/84_set_commands.ipynb #a96b0001
 def _place_of_set(file, asked) -> Path:
     "The file that an import of `file` writes, `asked` or here; `UserError` if that cannot be."
-    out = Path(asked or f"{Path(file).stem.strip('*_')}.safetensors")
+    path = Path(os.path.abspath(file)) # . is a folder with a name
+    out = Path(asked or f"{path.stem.strip('*_') or path.parent.name}.safetensors")
     if out.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
     if not asked and out.exists(): raise UserError(f"{out} is there; name another --out")
     check_ours(out, '"trustdd":', "a distilled set") # such as a file that is read
