@@ -20,7 +20,7 @@ from ..core.randomness import pick_device
 from ..core.storage import atomic_write, writable
 from ..core.working import remove_working, working_folder
 from ..data.catalog import load_dataset
-from ..data.distilled_set import DistilledSet
+from ..data.distilled_set import DistilledSet, set_file
 from ..data.identity import identity_of
 from ..data.pixels import as_pixels
 from ..data.sources import check_text, list_images
@@ -56,7 +56,7 @@ def _real_images(
     if not same and dataset is None:
         raise UserError(f"the set was distilled from other images than {exp.dataset} has here; "
                         f"to take these all the same, say so: --dataset {exp.dataset}")
-    return data, held_out, (None if same else _OTHERS) if exp.holdout else _TOOK_PART
+    return data, held_out, _OTHERS if not same else None if exp.holdout else _TOOK_PART
 
 # %% ../../nbs/reproduction/85_predict.ipynb #77256fbc
 def _output(out, *inputs) -> Path:
@@ -97,7 +97,7 @@ class Reject:
         with warnings.catch_warnings(record=True) as said: # refused before any work
             warnings.simplefilter("always")
             check_accept(self.accept, len(held_out.test_images))
-        out = _output(self.out, self.file)
+        out = _output(self.out, set_file(self.file))
         work = out.parent, f"{out.name}.training"
         nets = train(syn, self.n_nets, self.seed, self.device, keep=working_folder(*work))
         with warnings.catch_warnings():

@@ -24,7 +24,8 @@ from .flags import (
 # %% ../../nbs/reproduction/84_set_commands.ipynb #a96b0001
 def _place_of_set(file, asked) -> Path:
     "The file that an import of `file` writes, `asked` or here; `UserError` if that cannot be."
-    out = Path(asked or f"{Path(file).stem.strip('*_')}.safetensors")
+    path = Path(os.path.abspath(file)) # . is a folder with a name
+    out = Path(asked or f"{path.stem.strip('*_') or path.parent.name}.safetensors")
     if out.is_dir(): raise UserError(f"--out {out} is a folder; name a file in it")
     if not asked and out.exists(): raise UserError(f"{out} is there; name another --out")
     check_ours(out, '"trustdd":', "a distilled set") # such as a file that is read
@@ -83,7 +84,7 @@ class Evaluate(Work):
     epochs:int|None=None                # of their training; the experiment's
     seed:int|None=None                  # of the networks; the experiment's
     dataset:str|None=None               # in-distribution test data; the experiment's
-    ood:tuple[str, ...]|None=None       # OOD test sets; the data set's usual ones
+    ood:tuple[str, ...]|None=None       # OOD test sets; the experiment's, or the usual ones
     select:str="last"                   # last epoch, or best_on_test (to compare with old numbers)
     out:str|None=None                   # folder for report.json, ood.csv and logits.safetensors
     fpr95:str="first"                   # nearest adds a table with the published code's threshold
